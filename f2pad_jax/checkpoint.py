@@ -1,0 +1,202 @@
+"""Folders of arrays checked byte for byte: orbax arrays, a JSON file of facts, and SHA-256 sums of both.
+
+orbax 0.12 restores a flipped byte without a word and casts silently to the dtype it is asked for; so every
+file's digest is compared before anything is restored, and every array's shape and dtype with the table in the
+facts. `sha256sum -c SHA256SUMS` checks the same by hand. No pickle is involved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from f2pad_jax.errors import InputError
+
+Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
+
+ARRAYS, SUMS = "arrays", "SHA256SUMS"
+MAX_JSON = 2**20
+MAX_ARRAYS = 16 * 2**30  # bytes that a table may announce
+
+_DTYPES = frozenset({"float32", "int32", "uint8"})
+
+
+def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str, version: int) -> None:
+    """Writes a checkpoint under a temporary name and renames it; one of the same kind is replaced.
+
+    Args:
+      folder: where to; its parents are made.
+      tree: arrays of float32, int32 or uint8.
+      facts: whatever JSON holds besides the table of arrays.
+      kind: what the checkpoint is, also the name of its JSON file.
+      version: of the facts' layout.
+
+    Raises:
+      InputError: as for `check_target`, a value is not finite, or writing fails.
+    """
+    from orbax.checkpoint import StandardCheckpointer  # imports slowly
+
+    check_target(folder, kind=kind)
+    leaves = {name: np.asarray(leaf) for name, leaf in _flat(tree).items()}
+    unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
+    if unusable:
+        raise InputError(
+            f"holds non-finite values ({', '.join(unusable)})", where=folder, mend="fit it again"
+        )
+    table = {name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for name, leaf in leaves.items()}
+    # orbax has no form for arrays without elements: the table alone restores them
+    stored = _nested({name: leaf for name, leaf in leaves.items() if leaf.size})
+    head = {"format": f"f2pad_jax {kind}", "version": version, **facts, "arrays": table}
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            with StandardCheckpointer() as checkpointer:
+                checkpointer.save((fresh / ARRAYS).absolute(), stored)
+            (fresh / f"{kind}.json").write_text(json.dumps(head, indent=1, allow_nan=False) + "\n", "utf-8")
+            sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(fresh).items())
+            (fresh / SUMS).write_text(sums, "utf-8")
+            if folder.exists():
+                os.replace(folder, Path(scratch) / "old")
+            os.replace(fresh, folder)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+
+
+def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The arrays (NumPy, nested dicts) and the facts of a checkpoint, verified.
+
+    Raises:
+      InputError: no such folder, of another kind or version, changed since it was written, or not finite.
+    """
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder, mend=f"name the folder of a {kind}")
+    if not is_checkpoint(folder, kind=kind):
+        raise InputError(
+            f"is no {kind}: it holds no {kind}.json", where=folder, mend=f"name the folder of a {kind}"
+        )
+    try:
+        head = _verified_head(folder, kind, version)
+        return _restore(folder / ARRAYS, head.pop("arrays")), head
+    except InputError:
+        raise
+    # A damaged folder makes JSON and orbax raise errors of many kinds; each means that it cannot be used.
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise InputError(f"damaged {kind} ({reason})", where=folder, mend="make or copy it again") from error
+
+
+def is_checkpoint(folder: Path, *, kind: str) -> bool:
+    """Whether a folder was made by `save_arrays`, by the look of its names."""
+    return (folder / f"{kind}.json").is_file() and (folder / SUMS).is_file()
+
+
+def check_target(folder: Path, *, kind: str) -> None:
+    """Makes sure that `save_arrays` would destroy nothing but a checkpoint of the same kind.
+
+    Raises:
+      InputError: the folder exists, is not empty and is something else.
+    """
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not is_checkpoint(folder, kind=kind):
+        raise InputError(f"exists already and is no {kind}", where=folder, mend="name a new folder")
+
+
+def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
+    listed = {}
+    for line in _read(folder / SUMS).splitlines():
+        digest, _, name = line.partition("  ")
+        listed[name] = digest
+    found = _digests(folder)
+    wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
+    if wrong:
+        raise ValueError(
+            f"{wrong[0]} is not as it was written" if wrong[0] in found else f"{wrong[0]} is missing"
+        )
+    head = json.loads(_read(folder / f"{kind}.json"))
+    if head["format"] != f"f2pad_jax {kind}":
+        raise ValueError(f"its format is {head['format']!r}")
+    if head["version"] != version:
+        raise InputError(
+            f"is of version {head['version']}, this program reads version {version}",
+            where=folder,
+            mend="make it again",
+        )
+    return head
+
+
+def _restore(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
+    from orbax.checkpoint import StandardCheckpointer
+
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target: dict[str, jax.ShapeDtypeStruct] = {}
+    for name, entry in table.items():
+        shape, dtype = tuple(entry["shape"]), entry["dtype"]
+        if dtype not in _DTYPES or not all(type(side) is int and side >= 0 for side in shape):
+            raise ValueError(f"{name} is announced as {dtype} {shape}")
+        target[name] = jax.ShapeDtypeStruct(shape, np.dtype(dtype), sharding=device)
+    if sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in target.values()) > MAX_ARRAYS:
+        raise ValueError(f"announces more than {MAX_ARRAYS >> 30} GiB")
+    stored = {name: leaf for name, leaf in target.items() if math.prod(leaf.shape)}
+    with StandardCheckpointer() as checkpointer:
+        kept = _flat(checkpointer.metadata(folder.absolute()).item_metadata.tree)
+        for name in sorted(stored.keys() | kept.keys()):
+            if not (name in stored and name in kept):
+                raise ValueError(f"{name} is in the table or in the arrays only")
+            leaf, entry = stored[name], kept[name]
+            if (tuple(entry.shape), np.dtype(entry.dtype)) != (leaf.shape, leaf.dtype):
+                raise ValueError(f"{name} is not stored as {leaf.dtype} {leaf.shape}")
+        restored = _flat(checkpointer.restore(folder.absolute(), _nested(stored)))
+    arrays = {
+        name: np.asarray(restored[name]) if name in restored else np.zeros(leaf.shape, leaf.dtype)
+        for name, leaf in target.items()
+    }
+    for name, leaf in arrays.items():
+        if not np.isfinite(leaf).all():
+            raise ValueError(f"{name} holds non-finite values")
+    return _nested(arrays)
+
+
+def _read(path: Path) -> str:
+    if path.stat().st_size > MAX_JSON:
+        raise ValueError(f"{path.name} is larger than {MAX_JSON >> 20} MiB")
+    return path.read_text("utf-8")
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below a folder but the list itself, by its path with forward slashes."""
+    digests = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != SUMS:
+            with path.open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
+
+
+def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, value in flat.items():
+        *folders, last = name.split("/")
+        node = tree
+        for key in folders:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return tree

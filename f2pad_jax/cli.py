@@ -1,0 +1,168 @@
+"""The command line: `f2pad COMMAND …`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from f2pad_jax import __version__
+from f2pad_jax.errors import InputError
+
+UNUSABLE, INTERRUPTED = 2, 130
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UNUSABLE, f"f2pad: error: {message}; see {self.prog} --help\n")
+
+
+def _at_least(least: int):
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        return value
+
+    number.__name__ = "whole number"  # argparse names it where the text is no number
+    return number
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands and options."""
+    top = _Parser(
+        prog="f2pad", description="Pixel-accurate anomaly segmentation: F2PAD on PaDiM and PatchCore."
+    )
+    top.add_argument("--version", action="version", version=f"f2pad {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=name)
+        return made
+
+    def out(to: argparse.ArgumentParser, metavar: str, text: str) -> None:
+        to.add_argument("--out", type=Path, metavar=metavar, required=True, help=text)
+
+    def seed(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--seed", type=_at_least(0), default=0, metavar="N", help="of all random choices (0)")
+
+    def weights(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--weights",
+            type=Path,
+            metavar="FILE",
+            help="the extractor's weight file, where it is not imported",
+        )
+
+    demo = command("demo", "fit, segment and measure embedded pictures of brick and tissue")
+    demo.add_argument(
+        "--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)"
+    )
+    demo.add_argument(
+        "--detector", action="append", metavar="NAME", help="padim or patchcore, may be repeated (patchcore)"
+    )
+    demo.add_argument(
+        "--images", type=_at_least(1), default=2, metavar="N", help="test pictures of each kind (2)"
+    )
+    seed(demo)
+
+    synthesize = command("synthesize", "make a data set with exact masks from normal pictures")
+    synthesize.add_argument(
+        "normals",
+        metavar="NORMALS",
+        type=Path,
+        help='folder of normal pictures, a category, or the word "textures"',
+    )
+    out(synthesize, "DATASET", "new folder for it")
+    synthesize.add_argument(
+        "--masks", type=Path, metavar="DIR", help="defect masks to use; without, shapes are drawn"
+    )
+    synthesize.add_argument(
+        "--count", type=_at_least(1), metavar="N", help="test pictures (54; textures: 8 each)"
+    )
+    synthesize.add_argument(
+        "--structural",
+        action="store_true",
+        help="give every second test picture a swapped piece, not a colour",
+    )
+    synthesize.add_argument("--size", type=_at_least(1), metavar="N", help="resize pictures to N × N first")
+    seed(synthesize)
+
+    fit = command("fit", "fit a detector to normal pictures")
+    fit.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
+    fit.add_argument("--detector", required=True, metavar="NAME", help="padim or patchcore")
+    fit.add_argument("--extractor", required=True, metavar="NAME", help="efficientnet_lite0 or resnet18")
+    weights(fit)
+    out(fit, "MODEL", "folder for the model")
+    fit.add_argument(
+        "--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random"
+    )
+    fit.add_argument(
+        "--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)"
+    )
+    seed(fit)
+
+    tune = command("tune", "choose a model's settings on synthetic anomalies")
+    tune.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
+    tune.add_argument("dataset", metavar="DATASET", type=Path, help="the category it was fitted to")
+    out(tune, "MODEL", "folder for the tuned model")
+    tune.add_argument(
+        "--oracle", action="store_true", help="choose on the test set as the paper does; results say so"
+    )
+    weights(tune)
+    seed(tune)
+
+    segment = command("segment", "outline the anomalies of pictures")
+    segment.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
+    segment.add_argument(
+        "pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders"
+    )
+    out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
+    weights(segment)
+
+    evaluate = command("evaluate", "measure a model on test pictures with masks")
+    evaluate.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
+    evaluate.add_argument(
+        "dataset", metavar="DATASET", type=Path, help="category folder with test and ground_truth"
+    )
+    out(evaluate, "DIR", "metrics.json, overview.png and panels")
+    evaluate.add_argument(
+        "--oracle", action="store_true", help="first tune on these very test pictures, as the paper does"
+    )
+    weights(evaluate)
+
+    store = command("weights", "show, import or check the extractors' weights")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions.add_parser("list", help="what is known, and what is here")
+    add = actions.add_parser("import", help="convert a weight file and keep it")
+    add.add_argument("name", metavar="NAME", help="such as resnet18")
+    add.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors or .npz")
+    actions.add_parser("verify", help="read all weights that are here and check them")
+    return top
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+      argv: arguments without the program's name; None takes the process's own.
+
+    Returns:
+      0 on success, 2 where input was unusable (one line on stderr), 130 after an interruption.
+    """
+    arguments = parser().parse_args(argv)
+    try:
+        from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
+
+        return commands.COMMANDS[arguments.run](arguments)
+    except InputError as error:
+        print(f"f2pad: error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except KeyboardInterrupt:
+        print("f2pad: interrupted", file=sys.stderr)
+        return INTERRUPTED

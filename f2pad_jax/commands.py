@@ -1,0 +1,219 @@
+"""What each command of the command line does; all take the parsed arguments and return an exit status."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from tqdm import tqdm
+
+from f2pad_jax import report
+from f2pad_jax.checkpoint import check_target, is_checkpoint
+from f2pad_jax.data.folder import list_images, load_images, load_tests, open_category
+from f2pad_jax.data.synthesize import synthesize_category
+from f2pad_jax.data.textures import make_textures, texture_category
+from f2pad_jax.detectors import get_detector
+from f2pad_jax.errors import InputError
+from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
+from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.output import make_folder, write_bytes, write_json
+from f2pad_jax.pipeline import Model, fit
+from f2pad_jax.pretrained import WeightStatus, import_weights, list_weights, load_extractor, verify_weights
+from f2pad_jax.segmenting import panel_row, segment_files
+from f2pad_jax.tuning import tune
+
+DONE, UNUSABLE = 0, 2
+DEMO_CATEGORIES = ("brick", "ihc")
+DEMO_TRAIN = 64
+OVERVIEW_ROWS = 12
+
+
+def run_demo(arguments: argparse.Namespace) -> int:
+    """Fits, segments and measures two embedded textures."""
+    detectors = [get_detector(name).name for name in dict.fromkeys(arguments.detector or ["patchcore"])]
+    out = _results_folder(arguments.out)
+    extractor = load_extractor("efficientnet_lite0")
+    runs, rows = [], []
+    for category in DEMO_CATEGORIES:
+        normals, cases = texture_category(
+            category, train=DEMO_TRAIN, test=arguments.images, seed=arguments.seed
+        )
+        images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
+        names = [f"color/{index:03d}" for index in range(len(cases))]
+        for detector in detectors:
+            model = fit(normals, detector=detector, extractor=extractor, seed=arguments.seed)
+            done = evaluate(model, images, masks, names, dataset="textures", category=category)
+            runs.append(done.run)
+            rows += _rows(model, done, images, masks, names)
+    _write(out, runs, rows)
+    return _status(runs)
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    """Makes a data set with exact masks."""
+    if arguments.normals == Path("textures") and not arguments.normals.exists():
+        if arguments.masks or arguments.structural:
+            raise InputError("textures take neither --masks nor --structural", mend="leave them out")
+        make_textures(
+            arguments.out, seed=arguments.seed, test=arguments.count or 8, size=arguments.size or 224
+        )
+    else:
+        synthesize_category(
+            arguments.normals,
+            arguments.out,
+            masks=arguments.masks,
+            count=arguments.count or 54,
+            structural=arguments.structural,
+            seed=arguments.seed,
+            size=arguments.size,
+        )
+    return DONE
+
+
+def run_fit(arguments: argparse.Namespace) -> int:
+    """Fits a detector to `train/good` of a category."""
+    detector = get_detector(arguments.detector)
+    check_target(arguments.out, kind="model")
+    paths = open_category(arguments.dataset, need_test=False).train
+    if arguments.shots is not None:
+        if arguments.shots > len(paths):
+            raise InputError(
+                f"has {len(paths)} training pictures, not {arguments.shots}",
+                where=arguments.dataset,
+                mend="lower --shots",
+            )
+        chosen = np.random.default_rng(arguments.seed).choice(len(paths), arguments.shots, replace=False)
+        paths = [paths[index] for index in np.sort(chosen)]
+    extractor = load_extractor(arguments.extractor, weights=arguments.weights)
+    images, failures = load_images(paths, arguments.size)
+    if failures:
+        raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
+    model = fit(images, detector=detector.name, extractor=extractor, seed=arguments.seed)
+    save_model(model, arguments.out)
+    print(
+        f"{arguments.out}: {detector.name} on {extractor.name}, "
+        f"{len(images)} pictures of {arguments.size} × {arguments.size}"
+    )
+    return DONE
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """Chooses the settings of a fitted model."""
+    check_target(arguments.out, kind="model")
+    category = open_category(arguments.dataset, need_test=arguments.oracle)
+    model = load_model(arguments.model, weights=arguments.weights)
+    oracle = None
+    if arguments.oracle:
+        images, masks, _, failures = load_tests(category.test, model.size)
+        if failures:
+            raise failures[0][1]
+        oracle = (images, masks)
+    tuned = tune(model, seed=arguments.seed, oracle=oracle)
+    save_model(tuned, arguments.out)
+    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {tuned.settings}")
+    return DONE
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Segments pictures and folders of pictures."""
+    paths = list_images(arguments.pictures)
+    model = load_model(arguments.model, weights=arguments.weights)
+    records = segment_files(model, paths, _results_folder(arguments.out), on_failure=_complain)
+    return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
+
+
+def run_evaluate(arguments: argparse.Namespace) -> int:
+    """Measures a model on a category's test pictures."""
+    category = open_category(arguments.dataset)
+    model = load_model(arguments.model, weights=arguments.weights)
+    images, masks, cases, failures = load_tests(category.test, model.size)
+    if not cases:
+        raise failures[0][1]
+    check_masks(masks, arguments.dataset)
+    out = _results_folder(arguments.out)
+    if arguments.oracle:
+        model = tune(model, seed=model.seed, oracle=(images, masks))
+    names = [case.id for case in cases]
+    unread = [(f"{path.parent.name}/{path.stem}", error) for path, error in failures]
+    done = evaluate(
+        model, images, masks, names, dataset=category.dataset, category=category.name, unread=unread
+    )
+    _write(out, [done.run], _rows(model, done, images, masks, names))
+    return _status([done.run])
+
+
+def run_weights(arguments: argparse.Namespace) -> int:
+    """Lists, imports or checks weights."""
+    if arguments.action == "import":
+        found: tuple[WeightStatus, ...] = (import_weights(arguments.name, arguments.file),)
+    else:
+        found = list_weights() if arguments.action == "list" else verify_weights()
+    for status in found:
+        digest = f", SHA-256 {status.digest}" if status.digest else ""
+        print(
+            f"{status.name}: {status.origin}, {status.licence}{digest}\n    {status.problem or status.path}"
+        )
+    broken = [status for status in found if status.problem and status.origin != "absent"]
+    for status in broken:
+        _complain(InputError(str(status.problem)))
+    return UNUSABLE if broken else DONE
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "demo": run_demo,
+    "synthesize": run_synthesize,
+    "fit": run_fit,
+    "tune": run_tune,
+    "segment": run_segment,
+    "evaluate": run_evaluate,
+    "weights": run_weights,
+}
+
+
+def _results_folder(path: Path) -> Path:
+    if is_checkpoint(path, kind="model"):
+        raise InputError("is the folder of a model", where=path, mend="name another folder for results")
+    return make_folder(path)
+
+
+def _complain(error: InputError) -> None:
+    """One line on stderr, above a progress bar where there is one."""
+    tqdm.write(f"f2pad: error: {error}", file=sys.stderr)
+
+
+def _rows(
+    model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray, names: Sequence[str]
+) -> Iterator[tuple[str, report.Row]]:
+    """The name of the panel's file and the row of every image that was solved."""
+    label = f"{done.run['category']} · {model.detector}"
+    for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
+        if result is not None:
+            stem = f"{done.run['category']}_{model.detector}_{name.replace('/', '_')}"
+            yield stem, panel_row(model, label, image, result, mask)
+
+
+def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:
+    """Writes `metrics.json`, `overview.png` and `panels/`, and prints the table."""
+    rows = list(rows)
+    panels = make_folder(out / "panels")
+    for stem, row in tqdm(rows, desc="draw", unit="image", leave=False, disable=None):
+        write_bytes(panels / f"{stem}.png", report.png(report.draw([row])))
+    spread = np.unique(np.linspace(0, len(rows) - 1, min(OVERVIEW_ROWS, len(rows))).round().astype(int))
+    write_bytes(out / "overview.png", report.png(report.draw([rows[index][1] for index in spread])))
+    write_json(out / "metrics.json", metrics_file(runs))
+    console = Console()
+    report.print_table(runs, console)
+    console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False)
+
+
+def _status(runs: Sequence[dict[str, Any]]) -> int:
+    """The exit status, after a line on stderr for every picture that failed."""
+    errors = [image["error"] for run in runs for image in run["per_image"] if image["status"] == "failed"]
+    for error in errors:
+        _complain(InputError(error))
+    return UNUSABLE if errors else DONE

@@ -1,0 +1,1 @@
+"""Pictures, folders of them, and pictures with anomalies made for the purpose."""

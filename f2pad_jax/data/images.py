@@ -1,0 +1,172 @@
+"""Pictures and masks: reading whatever cameras and editors write, resizing, writing, normalising."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from f2pad_jax.errors import InputError
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb: a quarter of a GiB as RGB
+
+_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
+_WARNINGS = threading.Lock()  # catch_warnings acts on the whole process, and pictures are read in threads
+
+
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # decoders log what InputError says already
+
+
+def read_image(path: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
+    """A picture as eight-bit RGB, turned upright as its EXIF orientation says.
+
+    Grey is repeated over the channels; 16-bit grey is divided by 257, so that the full range maps to the full
+    range; palettes, CMYK and one-bit pictures are converted; transparency is laid over white. Of an animation
+    the first frame counts.
+
+    Args:
+      path: the file.
+      size: if given, the side of the square that the picture is resized to directly, whatever its aspect, as
+        the paper does (arXiv 2407.06519, Section IV-A); the filter is Lanczos, antialiased.
+
+    Returns:
+      uint8, (H, W, 3).
+
+    Raises:
+      InputError: the file is missing, empty, no picture, truncated, too large, or of a kind without a defined
+        range (32-bit and floating-point pixels).
+    """
+    with _opened(path) as picture:
+        array = np.asarray(_to_rgb(picture, path))
+    return array if size is None else resize_image(array, (size, size))
+
+
+def read_mask(path: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
+    """A mask picture: True where any colour is not zero and not fully transparent.
+
+    A palette picture counts by its indices, so that label 0 is the background whatever its colour.
+
+    Args:
+      path: the file.
+      size: if given, the side of the square that the mask is resized to by nearest neighbour.
+
+    Returns:
+      bool, (H, W).
+
+    Raises:
+      InputError: as for `read_image`.
+    """
+    with _opened(path) as picture:
+        if picture.mode in _TRANSPARENT:
+            array = np.asarray(picture.convert("RGBA"))
+            mask = np.asarray(array[..., :3].any(axis=-1) & (array[..., 3] != 0))
+        elif len(picture.getbands()) > 1:
+            mask = np.asarray(np.asarray(picture.convert("RGB")).any(axis=-1))
+        else:
+            mask = np.asarray(picture, bool)
+    return mask if size is None else resize_mask(mask, (size, size))
+
+
+def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A uint8 RGB picture (H, W, 3) at another (height, width), by the antialiased Lanczos filter."""
+    if image.shape[:2] == tuple(shape):
+        return image
+    return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
+
+
+def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A bool mask (H, W) at another (height, width): each pixel takes the value at its own centre."""
+    # whole numbers, so that centres on the border of two pixels do not depend on rounding
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, mask.shape, strict=True)
+    )
+    return mask[np.ix_(rows, columns)]
+
+
+def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
+    """Writes a lossless PNG under a temporary name and renames it: a half-written file is never seen.
+
+    Args:
+      path: where to; the folder must exist.
+      array: uint8 (H, W) or (H, W, 3), or a bool mask (H, W), which is written as 0 and 255.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    path = Path(path)
+    array = np.asarray(array)
+    picture = Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        picture.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def normalize(images: np.ndarray) -> np.ndarray:
+    """uint8 RGB (..., 3) to float32 with ImageNet's mean and standard deviation, as networks take it."""
+    return (np.asarray(images, np.float32) / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+
+
+def denormalize(images: np.ndarray) -> np.ndarray:
+    """The inverse of `normalize`, rounded and clipped: float (..., 3) to uint8."""
+    scaled = (np.asarray(images, np.float32) * IMAGENET_STD + IMAGENET_MEAN) * np.float32(255)
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
+    """The decoded, upright picture; every fault of file or decoder becomes an InputError."""
+    path = Path(path)
+    if not path.exists():
+        raise InputError("no such file", where=path, mend="check the name")
+    if not path.is_file():
+        raise InputError("is not a file", where=path, mend="name a picture")
+    try:
+        if path.stat().st_size == 0:
+            raise InputError("the file is empty", where=path, mend="copy it again")
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = Image.open(path)
+        with picture:
+            picture.load()
+            yield ImageOps.exif_transpose(picture)
+    except InputError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(
+            f"has more than {MAX_PIXELS:,} pixels", where=path, mend="scale it down or cut it into tiles"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise InputError("is no picture that can be read", where=path, mend="save it as PNG") from error
+    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
+        raise InputError(f"cannot be decoded ({error})", where=path, mend="copy or save it again") from error
+
+
+def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+    if picture.mode.startswith("I"):
+        array = np.asarray(picture).astype(np.int64)
+        if array.min() < 0 or array.max() > 65535:
+            raise InputError("has 32-bit integer pixels", where=path, mend="save it with 8 or 16 bits")
+        picture = Image.fromarray(np.rint(array / 257).astype(np.uint8))
+    if picture.mode == "F":
+        raise InputError("has floating-point pixels", where=path, mend="save it with 8 or 16 bits")
+    if "transparency" in picture.info or picture.mode in _TRANSPARENT:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")

@@ -1,0 +1,44 @@
+"""Detectors as tables of pure functions over plain parameter dicts; one file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from f2pad_jax.detectors import padim, patchcore
+from f2pad_jax.errors import InputError
+
+
+class Detector(NamedTuple):
+    """The functions that every detector offers; maps are those of one image, finest first.
+
+    Attributes:
+      name: as on the command line.
+      fit: `fit(maps of all images, seed=…) -> params`.
+      score: `score(params, maps) -> (h, w)`, the detector's own score map.
+      localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
+      local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
+      level: index of the feature map whose grid the scores lie on.
+    """
+
+    name: str
+    fit: Callable
+    score: Callable
+    localize: Callable
+    local_scores: Callable
+    level: int
+
+
+DETECTORS = {
+    "padim": Detector("padim", padim.fit, padim.score, padim.localize, padim.local_scores, 0),
+    "patchcore": Detector(
+        "patchcore", patchcore.fit, patchcore.score, patchcore.localize, patchcore.local_scores, 1
+    ),
+}
+
+
+def get_detector(name: str) -> Detector:
+    """The detector of that name; `InputError` that lists the names for any other."""
+    if name not in DETECTORS:
+        raise InputError(f"no detector is called {name!r}", mend=f"choose one of {', '.join(DETECTORS)}")
+    return DETECTORS[name]

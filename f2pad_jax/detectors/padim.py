@@ -1,0 +1,151 @@
+"""PaDiM (Defard et al., arXiv 2011.08785): one Gaussian of features at every position of the finest map.
+
+Facts follow the code that the F2PAD paper builds on (xiahaifeng1995/PaDiM-Anomaly-Detection-Localization-master,
+`main.py`): coarser maps are repeated to the finest grid, a fixed random subset of channels is used, the
+covariance is unbiased and regularised.
+"""
+
+from __future__ import annotations
+
+import random
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+Params = dict[str, jax.Array]
+Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
+
+REFERENCE_CHANNELS = 100  # kept of ResNet-18's 448 by the reference code
+REGULARISER = 0.01  # added to the covariance, times the mean channel variance relative to one
+MAX_RANK = 256  # keeps the bases of 448 channels on a 56 × 56 grid under 1.5 GiB
+
+
+def channel_subset(total: int, *, kept: int | None = None) -> np.ndarray:
+    """The reference code's random channels: `random.seed(1024); random.sample(range(total), kept)`.
+
+    All channels, in order, where there are no more than twice as many as `kept`: dropping few saves little.
+    """
+    kept = REFERENCE_CHANNELS if kept is None else kept
+    if total <= 2 * kept:
+        return np.arange(total)
+    return np.array(random.Random(1024).sample(range(total), kept))
+
+
+def embed(maps: Maps, channels: jax.Array) -> jax.Array:
+    """The chosen channels of all maps on the finest grid, coarser maps repeated: (H_1, W_1, D)."""
+    height, width = maps[0].shape[:2]
+    grown = [jnp.repeat(jnp.repeat(m, height // m.shape[0], axis=0), width // m.shape[1], axis=1) for m in maps]
+    return jnp.concatenate(grown, axis=-1)[..., channels]
+
+
+def _rows(maps: tuple[np.ndarray, ...], channels: np.ndarray, row: int) -> np.ndarray:
+    """Embedded features of one grid row of all images: (W_1, N, D) float64, without growing whole maps."""
+    height, width = maps[0].shape[1:3]
+    parts = [
+        np.repeat(m[:, row * m.shape[1] // height], width // m.shape[2], axis=1) for m in maps
+    ]  # (N, W_1, C_k)
+    return np.concatenate(parts, axis=-1)[..., channels].transpose(1, 0, 2).astype(np.float64)
+
+
+def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, seed: int = 0) -> Params:
+    """Means and inverse covariances at every position.
+
+    With fewer images than channels the inverse is kept in its exact low-rank form: Σ = V diag(λ) Vᵀ + εI gives
+    Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built (the paper's future work, exact).
+
+    Args:
+      maps: features of the training images, (N, H_k, W_k, C_k) each, finest first; N ≥ 2.
+      channels: how many channels to keep; the reference's 100 where there are more than 200, else all.
+      seed: unused, the subset is the reference's; part of the detectors' common signature.
+
+    Returns:
+      channels (D,) int32, mean (P, D), scale () and either precision (P, D, D) or basis (P, D, R), gain (P, R),
+      with P = H_1·W_1 positions in row-major order.
+    """
+    del seed
+    subset = channel_subset(sum(m.shape[-1] for m in maps), kept=channels)
+    count, height, width = maps[0].shape[:3]
+    dims = len(subset)
+    # One regulariser for all extractors: relative to the mean variance, so linear bottlenecks fit as well.
+    variance = np.concatenate([m.astype(np.float64).var(axis=(0, 1, 2)) for m in maps])[subset]
+    floor = REGULARISER * float(variance.mean())
+    rank = min(count - 1, MAX_RANK)
+    full = count > dims
+    mean = np.empty((height * width, dims), np.float32)
+    first = np.empty((height * width, dims, dims if full else rank), np.float32)
+    gain = np.empty((height * width, rank), np.float32)
+    for row in tqdm(range(height), desc="fit padim", leave=False, disable=None):
+        here = slice(row * width, (row + 1) * width)
+        features = _rows(maps, subset, row)
+        mean[here] = features.mean(axis=1)
+        delta = features - features.mean(axis=1, keepdims=True)
+        if full:
+            covariance = np.einsum("pnd,pne->pde", delta, delta, optimize=True) / (count - 1)
+            first[here] = np.linalg.inv(covariance + floor * np.eye(dims))
+        else:
+            # Eigenvectors of the small Gram matrix give those of the covariance.
+            value, vector = np.linalg.eigh(delta @ delta.transpose(0, 2, 1) / (count - 1))
+            value, vector = np.maximum(value[:, -rank:], 1e-12), vector[:, :, -rank:]
+            first[here] = (delta.transpose(0, 2, 1) @ vector) / np.sqrt((count - 1) * value)[:, None, :]
+            gain[here] = value / (value + floor)
+    params = {"channels": jnp.asarray(subset, jnp.int32), "mean": jnp.asarray(mean)}
+    if full:
+        return params | {"precision": jnp.asarray(first)}
+    return params | {"basis": jnp.asarray(first), "gain": jnp.asarray(gain), "floor": jnp.float32(floor)}
+
+
+def _whitened(params: Params, delta: jax.Array) -> jax.Array:
+    """Λ⁻¹δ at every position, (P, D)."""
+    if "precision" in params:
+        return jnp.einsum("pde,pe->pd", params["precision"], delta)
+    inside = params["gain"] * jnp.einsum("pdr,pd->pr", params["basis"], delta)
+    return (delta - jnp.einsum("pdr,pr->pd", params["basis"], inside)) / params["floor"]
+
+
+@jax.custom_vjp
+def _quadratic_form(params: Params, delta: jax.Array) -> jax.Array:
+    return jnp.sum(delta * _whitened(params, delta), axis=-1)
+
+
+def _quadratic_forward(params: Params, delta: jax.Array):
+    whitened = _whitened(params, delta)
+    return jnp.sum(delta * whitened, axis=-1), (params, whitened)
+
+
+def _quadratic_backward(residuals, cotangent):
+    # Λ⁻¹ is symmetric: its one product with δ serves value and gradient, and memory is read once.
+    params, whitened = residuals
+    return jax.tree.map(jnp.zeros_like, params), 2 * cotangent[:, None] * whitened
+
+
+_quadratic_form.defvjp(_quadratic_forward, _quadratic_backward)
+
+
+def squared_distances(params: Params, maps: Maps) -> jax.Array:
+    """Squared Mahalanobis distance at every position, Eq. (7) of F2PAD: (H_1, W_1)."""
+    features = embed(maps, params["channels"])
+    delta = features.reshape(-1, features.shape[-1]) - params["mean"]
+    statistics = {k: v for k, v in params.items() if k not in ("channels", "mean")}
+    return _quadratic_form(statistics, delta).reshape(features.shape[:2])
+
+
+def score(params: Params, maps: Maps) -> jax.Array:
+    """PaDiM's own score, the Mahalanobis distance (the root of Eq. 7): (H_1, W_1)."""
+    return jnp.sqrt(jnp.maximum(squared_distances(params, maps), 0.0))
+
+
+def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
+    """The statistics of some positions only, for the solver; `positions` is (S,) int32 in row-major order."""
+    del maps
+    shared = {k: params[k] for k in ("channels", "floor") if k in params}
+    return shared | {k: v[positions] for k, v in params.items() if k not in shared}
+
+
+def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
+    """Eq. (7) at the positions that `localize` gathered: (S,)."""
+    features = embed(maps, local["channels"])
+    delta = features.reshape(-1, features.shape[-1])[positions] - local["mean"]
+    statistics = {k: v for k, v in local.items() if k not in ("channels", "mean")}
+    return _quadratic_form(statistics, delta)

@@ -1,0 +1,140 @@
+"""PatchCore (Roth et al., arXiv 2106.08265): distance to the nearest of a bank of normal patch features.
+
+Patches are 3 × 3 averages; coarser maps are resized bilinearly to the finest grid used; the bank is a greedy
+k-center coreset chosen in a random projection (amazon-science/patchcore-inspection, `sampler.py`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Params = dict[str, jax.Array]
+Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
+
+CANDIDATES = 50  # |M_ij| of Eq. (4)
+PROJECTED = 64  # dimensions in which the coreset is chosen
+
+
+def _average3(features: jax.Array) -> jax.Array:
+    """3 × 3 mean with the border repeated, as separable sums: (H, W, C)."""
+    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0)), mode="edge")
+    rows = padded[:-2] + padded[1:-1] + padded[2:]
+    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
+
+
+def embed(maps: Maps, scale: jax.Array) -> jax.Array:
+    """Locally averaged features of the second and deeper maps on the second map's grid: (H_2, W_2, D).
+
+    Args:
+      maps: at least two feature maps of one image; the finest is left out.
+      scale: (D,) divisors, one per channel.
+    """
+    used = [_average3(m) for m in maps[1:]]
+    height, width = used[0].shape[:2]
+    grown = [used[0]] + [jax.image.resize(m, (height, width, m.shape[-1]), "bilinear") for m in used[1:]]
+    return jnp.concatenate(grown, axis=-1) / scale
+
+
+@partial(jax.jit, static_argnames="size")
+def greedy_coreset(points: jax.Array, size: int, first: jax.Array) -> jax.Array:
+    """Greedy k-center: repeatedly takes the point farthest from those taken.
+
+    Args:
+      points: (N, D).
+      size: how many to take, at most N.
+      first: () int32, the point to start with.
+
+    Returns:
+      (size,) int32 indices in the order taken; ties go to the lower index.
+    """
+
+    def take(k, carry):
+        distance, taken = carry
+        newest = points[taken[k - 1]]
+        distance = jnp.minimum(distance, jnp.sum(jnp.square(points - newest), axis=-1))
+        return distance, taken.at[k].set(jnp.argmax(distance).astype(jnp.int32))
+
+    start = jnp.zeros(size, jnp.int32).at[0].set(first)
+    _, taken = jax.lax.fori_loop(1, size, take, (jnp.full(len(points), jnp.inf), start))
+    return taken
+
+
+def fit(maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, seed: int = 0) -> Params:
+    """The bank of normal features.
+
+    Args:
+      maps: features of the training images, (N, H_k, W_k, C_k) each, finest first.
+      ratio: size of the coreset relative to all patches.
+      limit: largest size of the coreset.
+      seed: of the random projection and of the first point.
+
+    Returns:
+      scale (D,): root mean variance of each map, repeated for its channels, so that no map outweighs another;
+      bank (B, D); norm (B,) the bank's squared lengths.
+    """
+    deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in maps[1:]]
+    scale = jnp.asarray(
+        np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32
+    )
+    embed_all = jax.jit(lambda batch: jax.lax.map(lambda one: embed(one, scale), batch))
+    patches = embed_all(tuple(jnp.asarray(m) for m in maps)).reshape(-1, len(scale))
+    size = max(1, min(limit, round(ratio * len(patches))))
+    key_projection, key_first = jax.random.split(jax.random.key(seed))
+    narrow = min(PROJECTED, patches.shape[1])
+    projection = jax.random.normal(key_projection, (patches.shape[1], narrow)) / np.sqrt(narrow)
+    first = jax.random.randint(key_first, (), 0, len(patches))
+    bank = patches[greedy_coreset(patches @ projection, size, first)]
+    return {"scale": scale, "bank": bank, "norm": jnp.sum(jnp.square(bank), axis=-1)}
+
+
+def _squared_to_bank(params: Params, features: jax.Array) -> jax.Array:
+    """All squared distances, (S, B), by one matrix product; clamped at zero."""
+    products = jnp.matmul(features, params["bank"].T, precision="highest")
+    lengths = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+    return jnp.maximum(lengths - 2 * products + params["norm"], 0.0)
+
+
+def score(params: Params, maps: Maps) -> jax.Array:
+    """Squared distance to the nearest feature of the whole bank: (H_2, W_2)."""
+    features = embed(maps, params["scale"])
+    nearest = jnp.min(_squared_to_bank(params, features.reshape(-1, features.shape[-1])), axis=-1)
+    return nearest.reshape(features.shape[:2])
+
+
+def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
+    """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
+
+    Args:
+      params: of `fit`.
+      maps: features of n⁽⁰⁾.
+      positions: (S,) int32 in row-major order on the second map's grid.
+
+    Returns:
+      scale (D,), candidates (S, M, D), norm (S, M).
+    """
+    features = embed(maps, params["scale"])
+    features = features.reshape(-1, features.shape[-1])[positions]
+    _, nearest = jax.lax.top_k(-_squared_to_bank(params, features), min(CANDIDATES, len(params["bank"])))
+    return {
+        "scale": params["scale"],
+        "candidates": params["bank"][nearest],
+        "norm": params["norm"][nearest],
+    }
+
+
+def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
+    """Eq. (4) at the positions that `localize` gathered: (S,).
+
+    The nearest candidate is found by products; only its difference is formed, so the gradient is exact and cheap.
+    """
+    features = embed(maps, local["scale"])
+    features = features.reshape(-1, features.shape[-1])[positions]
+    fixed = jax.lax.stop_gradient(features)
+    products = jnp.einsum("smd,sd->sm", local["candidates"], fixed)
+    nearest = jnp.argmin(local["norm"] - 2 * products, axis=-1)
+    chosen = jnp.take_along_axis(local["candidates"], nearest[:, None, None], axis=1)[:, 0]
+    return jnp.sum(jnp.square(features - chosen), axis=-1)

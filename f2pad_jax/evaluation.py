@@ -1,0 +1,173 @@
+"""A detector and its F2PAD refinement measured on pictures with known masks: one run of `metrics.json`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from f2pad_jax import metrics
+from f2pad_jax.errors import InputError
+from f2pad_jax.pipeline import Model, Segmentation, segment
+
+SCHEMA = 1
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found.
+
+    Attributes:
+      run: one entry of "runs" in `metrics.json`.
+      results: one per image, None where the image failed.
+    """
+
+    run: dict[str, Any]
+    results: list[Segmentation | None]
+
+
+def evaluate(
+    model: Model,
+    images: np.ndarray,
+    masks: np.ndarray,
+    names: Sequence[str],
+    *,
+    dataset: str,
+    category: str,
+    unread: Sequence[tuple[str, InputError]] = (),
+) -> Evaluation:
+    """Segments every image and compares the masks of the backbone and of F2PAD with the truth.
+
+    IoU, DICE and boundary F1 are means over the images that show a defect, as in the paper (arXiv 2407.06519,
+    Eq. 17); all else is counted over the pixels of all images. Everything is multiplied by 100. An image that
+    cannot be solved loses none of the others: it is listed with its error and left out of the numbers.
+
+    Args:
+      model: as fitted or tuned.
+      images: uint8 (N, S, S, 3) at the model's size.
+      masks: bool (N, S, S).
+      names: N names, unique in the category.
+      dataset: name for the record.
+      category: name for the record.
+      unread: name and error of test pictures that could not even be read, for the record.
+
+    Raises:
+      InputError: as for `check_masks`, or no image could be solved.
+    """
+    check_masks(masks, category)
+    results: list[Segmentation | None] = []
+    errors: list[InputError | None] = []
+    for image in tqdm(images, desc=f"segment {category}", unit="image", leave=False, disable=None):
+        result, error = _attempt(model, image)
+        results.append(result)
+        errors.append(error)
+    good = np.array([result is not None for result in results])
+    solved = [result for result in results if result is not None]
+    if not solved:
+        raise errors[0] or InputError("holds no picture that can be used", where=category)
+
+    truths = masks[good]
+    maps = np.stack([result.score_map for result in solved])
+    initial = np.stack([result.initial_mask for result in solved])
+    refined = np.stack([result.mask for result in solved])
+    f1, threshold = metrics.f1max(maps, truths)
+    backbone = _masks_record(initial, truths) | {
+        "pixel_auroc": _percent(metrics.pixel_auroc(maps, truths)),
+        "aupro": _percent(metrics.aupro(maps, truths)),
+        "f1max": _percent(f1),
+    }
+    f2pad = _masks_record(refined, truths)
+    run = {
+        "dataset": dataset,
+        "category": category,
+        "detector": model.detector,
+        "extractor": model.extractor.name,
+        "train_images": len(model.normals) + len(model.held_out),
+        "test_images": len(solved),
+        "seed": model.seed,
+        "tuned_on": model.tuned_on,
+        "settings": model.settings._asdict(),
+        "backbone": backbone,
+        # The paper's threshold, the best for this very test set: what no threshold of the backbone can beat.
+        "backbone_oracle": _masks_record(maps > threshold, truths) | {"threshold": threshold},
+        "f2pad": f2pad,
+        "closed": _rounded(gap_closed(backbone["iou"], f2pad["iou"])),
+        "failed": len(images) - len(solved) + len(unread),
+        "seconds": round(float(np.median([result.seconds for result in solved])), 3),
+        "per_image": [
+            _image_record(name, mask, result, error)
+            for name, mask, result, error in zip(names, masks, results, errors, strict=True)
+        ]
+        + [_failure(name, error) for name, error in unread],
+        "device": jax.default_backend(),
+        "jax": jax.__version__,
+    }
+    return Evaluation(run, results)
+
+
+def check_masks(masks: np.ndarray, where: object) -> None:
+    """Makes sure that test masks allow a measurement.
+
+    Raises:
+      InputError: no mask shows a defect, or all of them show nothing else.
+    """
+    if not masks.any() or masks.all():
+        raise InputError("its masks hold one kind of pixel only", where=where, mend="test on defects")
+
+
+def gap_closed(backbone: float, refined: float) -> float | None:
+    """Share of the backbone's distance to 100 that is closed, in per cent; None where there is none."""
+    return 100 * (refined - backbone) / (100 - backbone) if backbone < 100 else None
+
+
+def metrics_file(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The content of `metrics.json`."""
+    return {"schema": SCHEMA, "runs": list(runs)}
+
+
+def _attempt(model: Model, image: np.ndarray) -> tuple[Segmentation | None, InputError | None]:
+    try:
+        return segment(model, image), None
+    except InputError as error:
+        return None, error
+
+
+def _masks_record(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    shown = truths.any(axis=(1, 2))
+    pairs = list(zip(found[shown], truths[shown], strict=True))
+    return {
+        "iou": _percent(np.mean([metrics.iou(*pair) for pair in pairs])),
+        "dice": _percent(np.mean([metrics.dice(*pair) for pair in pairs])),
+        "pooled_iou": _percent(metrics.pooled_iou(found, truths)),
+        "boundary_f1": _percent(np.mean([metrics.boundary_f1(*pair) for pair in pairs])),
+    }
+
+
+def _image_record(
+    name: str, truth: np.ndarray, result: Segmentation | None, error: InputError | None
+) -> dict[str, Any]:
+    if result is None:
+        return _failure(name, error)
+    return {
+        "image": name,
+        "defect": bool(truth.any()),
+        "backbone_iou": _percent(metrics.iou(result.initial_mask, truth)),
+        "f2pad_iou": _percent(metrics.iou(result.mask, truth)),
+        "iterations": int(result.iterations),
+        "status": result.status,
+        "seconds": round(float(result.seconds), 3),
+    }
+
+
+def _failure(name: str, error: InputError | None) -> dict[str, Any]:
+    return {"image": name, "status": "failed", "error": str(error)}
+
+
+def _percent(fraction: float | np.floating) -> float:
+    return round(100 * float(fraction), 2)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2)

@@ -1,0 +1,72 @@
+"""The frozen feature extractor that detectors are built on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+
+Params = dict[str, Any]
+Features = tuple[jax.Array, ...]
+
+
+class NetworkSpec(Protocol):
+    """What an extractor must know of a network's definition; hashable, so static under `jit`."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each feature map, finest map first."""
+        ...
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per feature position along one side, finest map first."""
+        ...
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Extractor:
+    """An ImageNet network that is never trained: a pytree whose only leaves are its parameters.
+
+    Attributes:
+      params: nested dict of float32 arrays, batch norms already folded into the convolutions.
+      name: name in the registry of weights.
+      network: pure function `(params, images, *, spec) -> feature maps`.
+      spec: the network's definition.
+      digest: SHA-256 of the file the parameters came from, in hexadecimal.
+    """
+
+    params: Params
+    name: str = field(metadata={"static": True})
+    network: Callable[..., Features] = field(metadata={"static": True})
+    spec: NetworkSpec = field(metadata={"static": True})
+    digest: str = field(metadata={"static": True})
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Channels of each feature map, finest map first."""
+        return self.spec.channels
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Input pixels per feature position along one side, finest map first."""
+        return self.spec.strides
+
+    def apply(self, params: Params, images: jax.Array) -> Features:
+        """Feature maps of a batch, finest first, as a pure function of both arguments.
+
+        Args:
+          params: a tree like `self.params`.
+          images: (B, H, W, 3) float32 RGB, ImageNet-normalised.
+
+        Returns:
+          One (B, H/stride, W/stride, C) float32 array per entry of `channels`.
+        """
+        return self.network(params, images, spec=self.spec)
+
+    def __call__(self, images: jax.Array) -> Features:
+        """Feature maps of a batch with the extractor's own parameters; see `apply`."""
+        return self.apply(self.params, images)

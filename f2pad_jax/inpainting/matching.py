@@ -1,0 +1,162 @@
+"""Knowledge-of-the-part fill: a region is taken from the normal picture that continues its surroundings best.
+
+Every quarter turn of every normal picture is tried at every translation (Fourier correlation on a coarse
+grid); the best few are aligned to a fraction of a pixel and a degree by Gauss-Newton; what still differs at the
+region's border is evened out by a harmonic membrane, as in seamless cloning (Pérez et al., SIGGRAPH 2003).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.ndimage import map_coordinates
+from scipy.ndimage import distance_transform_edt
+
+from f2pad_jax.inpainting.harmonic import harmonic_fill
+
+COARSE = 4  # pixels per cell of the search grid
+REFINED = 4  # candidates that are aligned finely
+RING = 12.0  # pixels over which the weight of the surroundings falls by 1/√e
+FAR = 0.02  # weight of pixels far from the region, which settles a part's pose
+
+
+def surroundings_weight(region: np.ndarray) -> np.ndarray:
+    """How much each pixel outside the region counts in a comparison: (H, W) float32, zero inside."""
+    distance = distance_transform_edt(~region)
+    return np.where(region, 0.0, FAR + np.exp(-np.square(distance / RING) / 2)).astype(np.float32)
+
+
+def _pool(images: jax.Array) -> jax.Array:
+    height, width = (side // COARSE for side in images.shape[-3:-1])
+    cut = images[..., : height * COARSE, : width * COARSE, :]
+    shape = cut.shape[:-3] + (height, COARSE, width, COARSE, cut.shape[-1])
+    return cut.reshape(shape).mean((-4, -2))
+
+
+@jax.jit
+def search(image: jax.Array, weight: jax.Array, normals: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The best translation of every quarter turn of every normal picture, to the coarse grid.
+
+    Args:
+      image: (H, W, 3) with H = W, ImageNet-normalised.
+      weight: (H, W), zero where the picture is to be replaced.
+      normals: (N, H, W, 3).
+
+    Returns:
+      cost (4, N): weighted mean squared difference; shift (4, N, 2): rows and columns, in pixels, such that
+      the turned normal picture at p + shift is compared with the image at p.
+    """
+    mass = _pool(weight[..., None])[..., 0]
+    wanted = _pool((weight == 0).astype(jnp.float32)[..., None])[..., 0]
+    # Colours are averaged over the pixels that count, so the region does not bleed into its border cells.
+    colours = _pool(image * weight[..., None]) / jnp.maximum(mass, 1e-6)[..., None]
+    height, width = mass.shape
+    grid = (2 * height, 2 * width)
+
+    def transform(plane):
+        return jnp.fft.rfft2(plane, grid, axes=(0, 1))
+
+    def correlate(first, second):
+        return jnp.fft.irfft2(jnp.conj(first) * second, grid, axes=(0, 1))
+
+    linear, quadratic = transform(colours * mass[..., None]), transform(mass)
+    present = transform(jnp.ones((height, width)))
+    energy = correlate(transform(mass * jnp.sum(jnp.square(colours), axis=-1)), present)
+    overlap = correlate(quadratic, present)
+    covered = correlate(transform(wanted), present) > jnp.sum(wanted) - 1e-2
+    allowed = covered & (overlap > 0.7 * jnp.sum(mass))
+
+    def best(normal):
+        square = transform(jnp.sum(jnp.square(normal), axis=-1))
+        cross = correlate(linear, transform(normal)).sum(-1)
+        cost = (energy - 2 * cross + correlate(quadratic, square)) / jnp.maximum(overlap, 1e-6)
+        cost = jnp.where(allowed, cost, jnp.inf)
+        flat = jnp.argmin(cost)
+        row, column = flat // grid[1], flat % grid[1]
+        row = jnp.where(row >= height, row - grid[0], row)
+        column = jnp.where(column >= width, column - grid[1], column)
+        return cost.reshape(-1)[flat], jnp.stack([row, column]) * COARSE
+
+    small = _pool(normals)
+    turned = jnp.stack([jnp.rot90(small, k, axes=(1, 2)) for k in range(4)])
+    cost, shift = jax.lax.map(best, turned.reshape((-1,) + small.shape[1:]), batch_size=8)
+    return cost.reshape(4, -1), shift.reshape(4, -1, 2)
+
+
+def _moved(picture: jax.Array, pose: jax.Array) -> jax.Array:
+    """The picture turned about its centre by pose[2] (radians) and read at p + pose[:2] (pixels)."""
+    height, width = picture.shape[:2]
+    row, column = jnp.meshgrid(jnp.arange(height) + 0.0, jnp.arange(width) + 0.0, indexing="ij")
+    middle = (height - 1) / 2, (width - 1) / 2
+    cos, sin = jnp.cos(pose[2]), jnp.sin(pose[2])
+    y = cos * (row - middle[0]) - sin * (column - middle[1]) + middle[0] + pose[0]
+    x = sin * (row - middle[0]) + cos * (column - middle[1]) + middle[1] + pose[1]
+    sample = partial(map_coordinates, coordinates=[y, x], order=1, mode="nearest")
+    return jax.vmap(sample, in_axes=-1, out_axes=-1)(picture)
+
+
+@jax.jit
+def align(image: jax.Array, weight: jax.Array, picture: jax.Array, shift: jax.Array):
+    """Gauss-Newton on translation and rotation of a normal picture.
+
+    Args:
+      image: (H, W, 3).
+      weight: (H, W).
+      picture: (H, W, 3), already turned by quarters.
+      shift: (2,) start, in pixels.
+
+    Returns:
+      The moved picture (H, W, 3) and its weighted mean squared difference ().
+    """
+    # Rotation is measured at the border, so that all three unknowns are in pixels.
+    unit = jnp.asarray([1.0, 1.0, 2.0 / image.shape[0]])
+
+    def residual(pose):
+        return jnp.sqrt(weight)[..., None] * (_moved(picture, pose * unit) - image)
+
+    def step(_, carry):
+        pose, best_pose, best_cost = carry
+        value = residual(pose)
+        cost = jnp.sum(jnp.square(value))
+        better = cost < best_cost
+        best_pose, best_cost = jnp.where(better, pose, best_pose), jnp.where(better, cost, best_cost)
+        jacobian = jax.jacfwd(residual)(pose).reshape(-1, 3)
+        normal = jacobian.T @ jacobian + 1e-3 * jnp.eye(3)
+        change = jnp.linalg.solve(normal, jacobian.T @ value.reshape(-1))
+        return pose - jnp.clip(change, -2.0, 2.0), best_pose, best_cost
+
+    start = jnp.concatenate([shift.astype(jnp.float32), jnp.zeros(1)])
+    _, pose, cost = jax.lax.fori_loop(0, 8, step, (start, start, jnp.inf))
+    return _moved(picture, pose * unit), cost / jnp.sum(weight)
+
+
+def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) -> np.ndarray:
+    """Fills a region from the normal picture that matches its surroundings best.
+
+    Args:
+      image: x, (H, W, 3) float32 with H = W, ImageNet-normalised.
+      region: (H, W) bool, the pixels to replace.
+      normals: (N, H, W, 3) float32 training pictures; the image's own source must not be among them.
+
+    Returns:
+      (H, W, 3) float32, equal to the image outside the region. Where the region leaves too little to compare,
+      the harmonic fill.
+    """
+    if not region.any():
+        return image.copy()
+    weight = surroundings_weight(region)
+    cost, shift = (np.asarray(a) for a in search(image, weight, normals))
+    order = np.argsort(cost, axis=None)[:REFINED]
+    best, lowest = None, np.inf
+    for turn, index in zip(*np.unravel_index(order, cost.shape), strict=True):
+        if not np.isfinite(cost[turn, index]):
+            continue
+        moved, error = align(image, weight, np.rot90(normals[index], turn).copy(), shift[turn, index])
+        if float(error) < lowest:
+            best, lowest = np.asarray(moved), float(error)
+    if best is None:
+        return harmonic_fill(image, region)
+    return np.where(region[..., None], best + harmonic_fill(image - best, region), image)

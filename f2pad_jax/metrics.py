@@ -1,0 +1,142 @@
+"""How well masks and score maps agree with the truth: fractions in [0, 1], which reports multiply by 100."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label
+from skimage.segmentation import find_boundaries
+from sklearn.metrics import precision_recall_curve, roc_auc_score
+
+from f2pad_jax.errors import InputError
+
+
+def iou(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Intersection over union of two bool masks (H, W), arXiv 2407.06519 Eq. (17); 1 where both are empty.
+
+    The paper averages it over images.
+    """
+    pred, truth = _pair(pred, truth)
+    union = int((pred | truth).sum())
+    return int((pred & truth).sum()) / union if union else 1.0
+
+
+def dice(pred: np.ndarray, truth: np.ndarray) -> float:
+    """Dice coefficient, Eq. (17), with the conventions of `iou`."""
+    pred, truth = _pair(pred, truth)
+    total = int(pred.sum()) + int(truth.sum())
+    return 2 * int((pred & truth).sum()) / total if total else 1.0
+
+
+def pooled_iou(preds: np.ndarray, truths: np.ndarray) -> float:
+    """`iou` over all pixels of all images together, bool (N, H, W): large anomalies weigh more."""
+    return iou(preds, truths)
+
+
+def boundary_f1(pred: np.ndarray, truth: np.ndarray, tolerance: float = 2) -> float:
+    """F1 of the outlines of two masks (H, W).
+
+    Precision is the share of the predicted outline that lies within `tolerance` pixels (Euclidean) of the
+    true one, recall the share of the true outline within it of the predicted one. The outline is the mask's
+    outermost pixels; what lies beyond the frame counts as outside. 1 where both masks are empty, 0 where one
+    is.
+    """
+    pred, truth = _pair(pred, truth)
+    if not (pred.any() and truth.any()):
+        return float(pred.any() == truth.any())
+    found, wanted = (np.asarray(find_boundaries(np.pad(mask, 1), mode="inner")) for mask in (pred, truth))
+    precision, recall = _near(found, wanted, tolerance), _near(wanted, found, tolerance)
+    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+
+
+def pixel_auroc(scores: np.ndarray, masks: np.ndarray) -> float:
+    """Area under the ROC curve over all pixels of all images, (N, H, W).
+
+    Raises:
+      InputError: the masks hold no defect pixel, or nothing else.
+    """
+    scores, masks = _scored(scores, masks)
+    return float(roc_auc_score(masks.ravel(), scores.ravel()))
+
+
+def f1max(scores: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
+    """The best F1 over all thresholds on all pixels of all images, (N, H, W), and the threshold giving it.
+
+    The rule of PaDiM's reference implementation: F1 counts scores of the threshold and above, while the mask
+    made from it is `score > threshold`, one pixel less where no two scores are equal. It is an oracle: it
+    knows the truth of the images that it is used on.
+
+    Returns:
+      The F1 and the threshold in units of the scores.
+
+    Raises:
+      InputError: as for `pixel_auroc`.
+    """
+    scores, masks = _scored(scores, masks)
+    precision, recall, thresholds = precision_recall_curve(masks.ravel(), scores.ravel())
+    total = precision + recall
+    f1 = 2 * precision * recall / np.where(total > 0, total, 1)
+    best = int(f1[:-1].argmax())  # the last point of the curve has no threshold
+    return float(f1[best]), float(thresholds[best])
+
+
+def aupro(scores: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
+    """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
+
+    At each threshold the overlap is the share of a defect that is found, averaged over all defects (connected
+    regions, diagonals included) of all images, and the rate is the share of all normal pixels above it. The
+    sweep is exact: every distinct score is a threshold, and the curve is interpolated linearly at the limit.
+
+    Args:
+      scores: (N, H, W).
+      masks: bool (N, H, W).
+      fpr_limit: in (0, 1].
+
+    Raises:
+      InputError: as for `pixel_auroc`.
+    """
+    scores, masks = _scored(scores, masks)
+    regions = _regions(masks)
+    sizes = np.bincount(regions.ravel())
+    order = np.argsort(scores, axis=None, kind="stable")[::-1]
+    descending, labels = scores.ravel()[order], regions.ravel()[order]
+    weights = 1 / ((len(sizes) - 1) * sizes)
+    weights[0] = 0  # label 0 is what is normal
+    overlap = np.cumsum(weights[labels])
+    rate = np.cumsum(labels == 0) / sizes[0]
+    last = np.append(descending[1:] != descending[:-1], True)  # equal scores pass a threshold together
+    overlap, rate = np.append(0.0, overlap[last]), np.append(0.0, rate[last])
+    inside = rate <= fpr_limit
+    at_limit = np.interp(fpr_limit, rate, overlap)
+    area = np.trapezoid(np.append(overlap[inside], at_limit), np.append(rate[inside], fpr_limit))
+    return float(area / fpr_limit)
+
+
+def _near(one: np.ndarray, other: np.ndarray, tolerance: float) -> float:
+    """The share of the pixels of `one` that have a pixel of `other` within `tolerance`."""
+    distance = np.asarray(ndimage.distance_transform_edt(~other))
+    return float((distance[one] <= tolerance).mean())
+
+
+def _regions(masks: np.ndarray) -> np.ndarray:
+    """Numbers the connected regions of all masks, (N, H, W); 0 is outside."""
+    spaced = np.stack([masks, np.zeros_like(masks)], axis=1).reshape(-1, *masks.shape[1:])
+    return np.asarray(label(spaced, connectivity=3))[::2]  # the empty ones between kept the images apart
+
+
+def _pair(pred: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    pred, truth = np.asarray(pred, bool), np.asarray(truth, bool)
+    if pred.shape != truth.shape:
+        raise ValueError(f"masks of shapes {pred.shape} and {truth.shape} cannot be compared")
+    return pred, truth
+
+
+def _scored(scores: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores, masks = np.asarray(scores), np.asarray(masks, bool)
+    if scores.shape != masks.shape or scores.ndim != 3:
+        raise ValueError(f"score maps {scores.shape} and masks {masks.shape} must both be (N, H, W)")
+    if not masks.any() or masks.all():
+        raise InputError(
+            "the masks hold one kind of pixel only", mend="test on defects and normal pixels both"
+        )
+    return scores, masks

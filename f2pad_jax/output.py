@@ -1,0 +1,49 @@
+"""Files that are whole or absent: written under a temporary name and renamed."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from f2pad_jax.errors import InputError
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
+    """Writes a file at once; the folder must exist.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}.tmp")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=path) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Writes indented JSON at once; numbers that are not finite are a fault of the program, not written."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Makes a folder for results where it does not exist yet.
+
+    Raises:
+      InputError: the name belongs to a file, or nothing can be written there.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"cannot be made ({error.strerror})", where=path, mend="name another folder"
+        ) from error
+    return path

@@ -1,0 +1,204 @@
+"""Reads the tensors of a torch file, zip or legacy format, without torch and without running its pickles.
+
+A torch file is a pickle, and a pickle is a program. The unpickler here can build dictionaries of tensor
+descriptions and nothing else; tensors are cut from the raw storages afterwards, inside checked bounds.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import pickletools
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+MAX_TENSORS = 10_000
+MAX_PICKLE = 16 * 2**20
+MAX_ELEMENTS = 2**30
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_DTYPES = {
+    "DoubleStorage": "<f8",
+    "FloatStorage": "<f4",
+    "HalfStorage": "<f2",
+    "BFloat16Storage": "bf16",
+    "LongStorage": "<i8",
+    "IntStorage": "<i4",
+    "ShortStorage": "<i2",
+    "CharStorage": "<i1",
+    "ByteStorage": "<u1",
+    "BoolStorage": "|b1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _StorageType:
+    """Stands for a `torch.<X>Storage` class; unlike it, it cannot be called."""
+
+    name: str
+
+    @property
+    def itemsize(self) -> int:
+        return 2 if _DTYPES[self.name] == "bf16" else np.dtype(_DTYPES[self.name]).itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class _Storage:
+    kind: _StorageType
+    key: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    storage: _Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
+    numbers = (offset, *shape, *strides)
+    if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 8:
+        raise pickle.UnpicklingError("malformed tensor")
+    if not all(type(number) is int and number >= 0 for number in numbers):
+        raise pickle.UnpicklingError("malformed tensor shape")
+    last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
+    size = math.prod(shape)
+    # NumPy's as_strided would read past the end without a word; an expanded view could fill the memory.
+    if size and (last >= storage.count or size > storage.count):
+        raise pickle.UnpicklingError("tensor reaches outside its storage")
+    return _Tensor(storage, offset, tuple(shape), tuple(strides))
+
+
+def _rebuild_parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+_ALLOWED = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+} | {("torch", name): _StorageType(name) for name in _DTYPES}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        try:
+            return _ALLOWED[module_name, global_name]
+        except KeyError:
+            raise pickle.UnpicklingError(
+                f"refused: the pickle asks for {module_name}.{global_name}"
+            ) from None
+
+    def persistent_load(self, pid: Any, /) -> _Storage:
+        match pid:
+            case ("storage", _StorageType() as kind, str(key), str(), int(count)) if count >= 0:
+                return _Storage(kind, key, count)
+            case ("storage", _StorageType() as kind, str(key), str(), int(count), None) if count >= 0:
+                return _Storage(kind, key, count)
+        raise pickle.UnpicklingError("refused: a storage of an unknown form")
+
+
+def _unpickle(stream: io.BytesIO) -> Any:
+    """One object from the stream, which then stands just behind it."""
+    start = stream.tell()
+    for opcode, argument, position in pickletools.genops(stream):
+        # A memo index is a table size: a huge one is a way to fill the memory with five bytes.
+        if (position or 0) - start > MAX_PICKLE or ("PUT" in opcode.name and int(argument or 0) > MAX_PICKLE):
+            raise pickle.UnpicklingError("refused: the pickle is too large")
+    end = stream.tell()
+    stream.seek(start)
+    value = _TensorUnpickler(io.BytesIO(stream.read(end - start))).load()
+    stream.seek(end)
+    return value
+
+
+def _tensors(root: Any) -> dict[str, _Tensor]:
+    if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
+        root = root["state_dict"]
+    if not isinstance(root, Mapping) or len(root) > MAX_TENSORS:
+        raise pickle.UnpicklingError("not a mapping from names to tensors")
+    odd = [key for key, value in root.items() if not (isinstance(key, str) and isinstance(value, _Tensor))]
+    if odd:
+        raise pickle.UnpicklingError(f"not a tensor: {odd[0]!r}")
+    if sum(math.prod(tensor.shape) for tensor in root.values()) > MAX_ELEMENTS:
+        raise pickle.UnpicklingError("the tensors are too large")
+    return dict(root)
+
+
+def _array(tensor: _Tensor, raw: bytes | memoryview) -> np.ndarray:
+    storage = tensor.storage
+    if len(raw) != storage.count * storage.kind.itemsize:
+        raise pickle.UnpicklingError(f"storage {storage.key} is truncated or of another size than it says")
+    if _DTYPES[storage.kind.name] == "bf16":  # float32 with the lower half of its bits cut off
+        flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        flat = np.frombuffer(raw, _DTYPES[storage.kind.name])
+    if 0 in tensor.shape:
+        return np.empty(tensor.shape, flat.dtype)
+    strides = tuple(step * flat.itemsize for step in tensor.strides)
+    return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
+
+
+def _read_zip(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        members = {info.filename: info for info in archive.infolist()}
+        # torch never compresses, so a compressed member is a bomb or a mistake.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+            raise pickle.UnpicklingError("refused: compressed members")
+        pickles = [name for name in members if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise pickle.UnpicklingError("a zip archive, but not a torch file")
+        root = pickles[0].removesuffix("data.pkl")
+        if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
+            raise pickle.UnpicklingError("refused: big-endian storages")
+        for key, tensor in _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))).items():
+            yield key, _array(tensor, archive.read(f"{root}data/{tensor.storage.key}"))
+
+
+def _read_legacy(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    stream = io.BytesIO(data)
+    if _unpickle(stream) != _LEGACY_MAGIC or _unpickle(stream) != _LEGACY_PROTOCOL:
+        raise pickle.UnpicklingError("a pickle, but not a torch file")
+    if not _unpickle(stream).get("little_endian"):
+        raise pickle.UnpicklingError("refused: big-endian storages")
+    tensors = _tensors(_unpickle(stream))
+    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
+    raw, view = {}, memoryview(data)
+    for key in _unpickle(stream):
+        start = stream.tell() + 8
+        count = int.from_bytes(stream.read(8), "little")
+        if key not in storages:
+            raise pickle.UnpicklingError(f"a storage nobody asks for: {key!r}")
+        stream.seek(start + count * storages[key].kind.itemsize)
+        raw[key] = view[start : stream.tell()]
+    for key, tensor in tensors.items():
+        yield key, _array(tensor, raw[tensor.storage.key])
+
+
+def read_torch(data: bytes) -> dict[str, np.ndarray]:
+    """Every tensor of a torch file's state dict, by name.
+
+    Args:
+      data: the whole file. A zip archive or the legacy run of pickles; a mapping from names to tensors, or
+        one that holds such a mapping as "state_dict".
+
+    Returns:
+      Read-only arrays in C order of the stored type; bfloat16 becomes float32.
+
+    Raises:
+      ValueError: the file is damaged, is no torch file, or asks for anything but tensors.
+    """
+    try:
+        return dict(_read_zip(data) if data[:2] == b"PK" else _read_legacy(data))
+    # A damaged pickle or archive can raise nearly anything; whatever it is, the file cannot be used.
+    except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error

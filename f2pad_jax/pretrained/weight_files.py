@@ -1,0 +1,67 @@
+"""Weight files of every accepted format, told apart by content, as named arrays and a digest."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from f2pad_jax.errors import InputError
+from f2pad_jax.pretrained.torch_file import read_torch
+
+MAX_BYTES = 2 * 2**30
+State = dict[str, np.ndarray]
+
+
+def _read_npz(data: bytes) -> State:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+def _read_safetensors(data: bytes) -> State:
+    from safetensors.numpy import load
+
+    return load(data)
+
+
+def _parse(data: bytes) -> State:
+    if data[:2] == b"PK":
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            infos = archive.infolist()
+        if sum(info.file_size for info in infos) > MAX_BYTES:
+            raise ValueError("unpacks to more than 2 GiB")
+        return _read_npz(data) if all(info.filename.endswith(".npy") for info in infos) else read_torch(data)
+    # safetensors: the length of a JSON header in 8 bytes, then the header itself.
+    return _read_safetensors(data) if data[8:9] == b"{" else read_torch(data)
+
+
+def read_weights(path: Path) -> tuple[State, str]:
+    """Arrays by name, and the SHA-256 of the file: torch zip or legacy, safetensors, or NumPy's .npz.
+
+    Args:
+      path: the file; its suffix does not matter.
+
+    Raises:
+      InputError: no such file, too large, damaged, or holding anything but arrays.
+    """
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError("larger than 2 GiB", where=path, mend="give the weights of one network")
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"cannot be read ({error.strerror})", where=path, mend="give a weight file"
+        ) from error
+    try:
+        state = _parse(data)
+    # Readers of damaged files raise all sorts of errors; each means that the file cannot be used.
+    except Exception as error:
+        raise InputError(
+            f"not a usable weight file ({error})",
+            where=path,
+            mend="give a .pth, .safetensors or .npz of tensors",
+        ) from error
+    return state, hashlib.sha256(data).hexdigest()

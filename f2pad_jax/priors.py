@@ -1,0 +1,103 @@
+"""The pixel-level terms of F(n): mixture prior, total variation and the LOG sparsity penalty.
+
+Each is one small pure function; equation numbers are those of arXiv 2407.06519. Images are (H, W, 3),
+ImageNet-normalised; every function returns the sum over pixels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from sklearn.mixture import GaussianMixture
+
+LOG_EPSILON = 1e-4  # ε of Eq. (8)
+
+
+class PixelMixture(NamedTuple):
+    """Mixture of Gaussians over the pixels of normal images (Eq. 9); its weights are not used by Eq. (10)."""
+
+    mean: jax.Array  # (Q, 3)
+    precision: jax.Array  # (Q, 3, 3), inverse covariances
+
+
+def fit_pixel_mixture(
+    images: np.ndarray, *, components: int = 8, sample: int = 20_000, seed: int = 0
+) -> PixelMixture:
+    """Fits Eq. (9) by EM (scikit-learn) on a random sample of pixels.
+
+    Args:
+      images: (N, H, W, 3) float32, ImageNet-normalised.
+      components: Q, the number of Gaussians.
+      sample: pixels drawn without replacement.
+      seed: of the sample and of EM's start.
+    """
+    pixels = images.reshape(-1, 3)
+    rng = np.random.default_rng(seed)
+    pixels = pixels[rng.choice(len(pixels), size=min(sample, len(pixels)), replace=False)]
+    # Grey pictures have singular colour covariances: the floor is half a grey level in normalised units.
+    mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200, tol=1e-2)
+    mixture.fit(pixels.astype(np.float64))
+    return PixelMixture(
+        jnp.asarray(mixture.means_, jnp.float32), jnp.asarray(mixture.precisions_, jnp.float32)
+    )
+
+
+def pixel_mixture_distances(image: jax.Array, mixture: PixelMixture) -> jax.Array:
+    """Squared Mahalanobis distance of each pixel to its nearest Gaussian, (H, W): the summand of Eq. (10)."""
+    delta = image[..., None, :] - mixture.mean  # (H, W, Q, 3)
+    return jnp.min(jnp.einsum("...qi,qij,...qj->...q", delta, mixture.precision, delta), axis=-1)
+
+
+def pixel_prior(image: jax.Array, mixture: PixelMixture) -> jax.Array:
+    """l_p¹ of Eq. (10)."""
+    return jnp.sum(pixel_mixture_distances(image, mixture))
+
+
+def total_variation(image: jax.Array) -> jax.Array:
+    """l_p² of Eq. (11): sum of absolute differences of neighbouring pixels, over channels and both axes."""
+    rows = jnp.abs(image[1:] - image[:-1])
+    columns = jnp.abs(image[:, 1:] - image[:, :-1])
+    return jnp.sum(rows) + jnp.sum(columns)
+
+
+def pixel_norm(anomaly: jax.Array) -> jax.Array:
+    """‖a_ij‖₂ over channels, (H, W), with gradient zero where a is zero."""
+    squares = jnp.sum(jnp.square(anomaly), axis=-1)
+    present = squares > 0
+    return jnp.where(present, jnp.sqrt(jnp.where(present, squares, 1.0)), 0.0)
+
+
+def log_penalty(anomaly: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
+    """l_a of Eq. (8): Σ log(√(‖a‖² + ε) + ‖a‖). Its slope in ‖a‖ is 1/√(‖a‖² + ε)."""
+    norm = pixel_norm(anomaly)
+    return jnp.sum(jnp.log(jnp.sqrt(jnp.square(norm) + epsilon) + norm))
+
+
+def prox_log_penalty(anomaly: jax.Array, weight: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
+    """Proximal map of `weight · l_a`: argmin_b ½‖b − a‖² + weight · log(√(‖b‖² + ε) + ‖b‖), per pixel.
+
+    b is parallel to a, with length t the best of zero and the largest root of
+    t − ‖a‖ + weight/√(t² + ε) = 0. The root starts at its closed form for ε = 0 and is polished by Newton.
+    Small anomalies become exactly zero, so the mask {a ≠ 0} of Eq. (2) needs no threshold.
+
+    Args:
+      anomaly: a, (H, W, 3).
+      weight: step size × β, a scalar or (H, W).
+      epsilon: ε of Eq. (8).
+    """
+    length = pixel_norm(anomaly)
+    root = 0.5 * (length + jnp.sqrt(jnp.maximum(jnp.square(length) - 4 * weight, 0.0)))
+
+    for _ in range(3):
+        smooth = jnp.sqrt(jnp.square(root) + epsilon)
+        slope = 1 - weight * root / smooth**3
+        root = jnp.clip(root - (root - length + weight / smooth) / jnp.maximum(slope, 0.1), 0.0, length)
+
+    def cost(t):
+        return 0.5 * jnp.square(t - length) + weight * jnp.log(jnp.sqrt(jnp.square(t) + epsilon) + t)
+
+    kept = jnp.where(cost(root) < cost(jnp.zeros_like(root)), root, 0.0)
+    return anomaly * (kept / jnp.where(length > 0, length, 1.0))[..., None]

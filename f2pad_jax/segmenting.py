@@ -1,0 +1,145 @@
+"""Pictures of any size through a model of one size, and files through to files."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from f2pad_jax import report
+from f2pad_jax.data.images import read_image, resize_image, resize_mask, write_png
+from f2pad_jax.errors import InputError
+from f2pad_jax.output import write_bytes
+from f2pad_jax.pipeline import Model, Segmentation
+from f2pad_jax.pipeline import segment as segment_square
+
+
+def segment(model: Model, image: np.ndarray) -> Segmentation:
+    """Finds the anomaly of a picture of any size; the work is done at the model's size.
+
+    Args:
+      model: as fitted or tuned.
+      image: uint8 RGB (H, W, 3).
+
+    Returns:
+      Everything at the size of the picture: masks by nearest neighbour, the score map bilinearly. The
+      recovered n* equals the picture outside the mask.
+
+    Raises:
+      InputError: not such an array.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
+        raise InputError(f"the picture is {image.dtype} {image.shape}", mend="give uint8 RGB, (H, W, 3)")
+    shape = (image.shape[0], image.shape[1])
+    result = segment_square(model, resize_image(image, (model.size, model.size)))
+    if shape == (model.size, model.size):
+        return result
+    mask = resize_mask(result.mask, shape)
+    normal = np.where(mask[..., None], resize_image(result.normal, shape), image)
+    scores = Image.fromarray(result.score_map.astype(np.float32)).resize(
+        shape[::-1], Image.Resampling.BILINEAR
+    )
+    return result._replace(
+        mask=mask,
+        normal=normal,
+        anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
+        initial_mask=resize_mask(result.initial_mask, shape),
+        score_map=np.asarray(scores),
+    )
+
+
+def segment_files(
+    model: Model, paths: Sequence[Path], out: Path, *, on_failure: Callable[[InputError], None]
+) -> list[dict[str, Any]]:
+    """Segments picture files into an existing folder.
+
+    Writes `<stem>_mask.png`, `<stem>_normal.png` and `<stem>_panel.png` for each, and `results.jsonl`.
+    Pictures that share a stem are told apart by the names of their folders. A picture that cannot be used
+    loses none of the others.
+
+    Args:
+      model: as fitted or tuned.
+      paths: the picture files.
+      out: the folder.
+      on_failure: called with what is wrong with a picture, as soon as it is known.
+
+    Returns:
+      The lines of `results.jsonl`, one per picture in the order given.
+
+    Raises:
+      InputError: the folder holds some of the pictures, or cannot be written.
+    """
+    if any(path.parent.resolve() == out.resolve() for path in paths):
+        raise InputError("holds pictures that are to be segmented", where=out, mend="name another folder")
+    records: list[dict[str, Any]] = []
+    progress = tqdm(paths, desc="segment", unit="image", disable=None)
+    try:
+        for path, stem in zip(progress, output_stems(paths), strict=True):
+            try:
+                record = _segment_file(model, path, out, stem)
+            except InputError as error:
+                on_failure(error)
+                record = {"status": "failed", "error": str(error)}
+            records.append({"image": str(path)} | record)
+    finally:  # what was done before an interruption is on record as well
+        write_bytes(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+    return records
+
+
+def output_stems(paths: Sequence[Path]) -> list[str]:
+    """A name for the results of each picture: its stem, and more of its path where several share that."""
+    # Some file systems take "A" and "a" for one name.
+    uses = Counter(path.stem.casefold() for path in paths)
+    taken = {stem for stem, count in uses.items() if count == 1}
+    stems: list[str] = []
+    for path in paths:
+        stem = path.stem
+        if uses[stem.casefold()] > 1:
+            longer = f"{path.absolute().parent.name}_{stem}"
+            full = f"{longer}_{path.suffix.lstrip('.')}"
+            numbered = (f"{full}_{number}" for number in range(2, len(paths) + 2))
+            stem = next(name for name in (longer, full, *numbered) if name.casefold() not in taken)
+            taken.add(stem.casefold())
+        stems.append(stem)
+    return stems
+
+
+def panel_row(
+    model: Model, label: str, image: np.ndarray, result: Segmentation, truth: np.ndarray | None = None
+) -> report.Row:
+    """What `report.draw` needs of a result."""
+    return report.Row(
+        label,
+        image,
+        result.score_map,
+        model.threshold,
+        result.initial_mask,
+        result.mask,
+        result.normal,
+        truth,
+    )
+
+
+def _segment_file(model: Model, path: Path, out: Path, stem: str) -> dict[str, Any]:
+    image = read_image(path)
+    result = segment(model, image)
+    files = {kind: f"{stem}_{kind}.png" for kind in ("mask", "normal", "panel")}
+    write_png(out / files["mask"], result.mask)
+    write_png(out / files["normal"], result.normal)
+    write_bytes(out / files["panel"], report.png(report.draw([panel_row(model, path.stem, image, result)])))
+    return {
+        "status": result.status,
+        **files,
+        "area": round(float(result.mask.mean()), 6),
+        "backbone_area": round(float(result.initial_mask.mean()), 6),
+        "max_score": float(result.score_map.max()),
+        "iterations": int(result.iterations),
+        "seconds": round(float(result.seconds), 3),
+    }

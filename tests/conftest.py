@@ -1,0 +1,33 @@
+"""Test session: CPU, and where real data may be found."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_platforms", "cpu")
+
+
+def _real(name: str) -> Path:
+    """The folder named by an environment variable, or one beside the checkout; skips where absent."""
+    default = Path(__file__).resolve().parents[2] / "shared"
+    return Path(os.environ.get("F2PAD_REAL_DATA", default)) / name
+
+
+@pytest.fixture(scope="session")
+def mvtec_root() -> Path:
+    root = _real("data/mvtec")
+    if not root.is_dir():
+        pytest.skip("real MVTec AD images are not here (set F2PAD_REAL_DATA)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def resnet18_trunk() -> Path:
+    path = _real("weights/resnet18-imagenet1k_v1-trunk-bnfolded.npz")
+    if not path.is_file():
+        pytest.skip("the real ResNet-18 trunk is not here (set F2PAD_REAL_DATA)")
+    return path

@@ -1,0 +1,308 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import f2pad_jax
+from f2pad_jax import commands
+from f2pad_jax.cli import main
+from f2pad_jax.data.images import read_image, read_mask, write_png
+from f2pad_jax.data.textures import make_textures
+from f2pad_jax.segmenting import output_stems
+
+SIZE = 64
+FIT = ["--detector", "patchcore", "--extractor", "efficientnet_lite0"]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the category `set/brick` and the model `model` fitted to it."""
+    root = tmp_path_factory.mktemp("cli")
+    make_textures(root / "set", train=10, test=2, size=SIZE, categories=["brick"])
+    options = ["--size", str(SIZE), "--shots", "8", "--seed", "1"]
+    assert main(["fit", str(root / "set/brick"), *FIT, *options, "--out", str(root / "model")]) == 0
+    return root
+
+
+@pytest.fixture
+def work(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of `root` to spoil, which is also the current folder."""
+    work = Path(shutil.copytree(root, tmp_path / "work"))
+    monkeypatch.chdir(work)
+    monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
+    return work
+
+
+def test_help_needs_no_jax() -> None:
+    code = (
+        "import sys; from f2pad_jax.cli import main\n"
+        "try: main(['--help'])\nfinally: assert 'jax' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in commands.COMMANDS:
+        assert f"  {name}" in done.stdout
+
+
+def test_version_is_that_of_the_project() -> None:
+    project = Path(__file__).parents[1] / "pyproject.toml"
+    assert f2pad_jax.__version__ == tomllib.loads(project.read_text("utf-8"))["project"]["version"]
+
+
+def test_the_public_names_exist() -> None:
+    for name in f2pad_jax.__all__:
+        assert getattr(f2pad_jax, name) is not None
+        assert name in dir(f2pad_jax)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        f2pad_jax.nothing  # noqa: B018
+
+
+def test_segment_writes_every_result_and_survives_bad_pictures(
+    work: Path, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("one", "two"):
+        (work / name).mkdir()
+    picture = read_image(work / "set/brick/test/color/000.png")
+    wide = np.asarray(Image.fromarray(picture).resize((90, 50)))
+    write_png(work / "one/same.png", wide)
+    write_png(work / "two/same.png", picture)
+    (work / "two/broken.png").write_bytes((work / "one/same.png").read_bytes()[:300])
+    (work / "two/empty.png").touch()
+    capsys.readouterr()
+    assert main(["segment", "model", "one", "two", "missing.png", "--out", "out"]) == 2
+    output = capsys.readouterr()
+    errors = output.err.strip().splitlines()
+    assert len(errors) == 3
+    assert all(line.startswith("f2pad: error: ") for line in errors)
+
+    lines = [json.loads(line) for line in (work / "out/results.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == [
+        "one/same.png", "two/broken.png", "two/empty.png", "two/same.png", "missing.png"
+    ]  # fmt: skip
+    assert [line["status"] == "failed" for line in lines] == [False, True, True, False, True]
+    assert all(line["error"] in error for line, error in zip([*lines[1:3], lines[4]], errors, strict=True))
+    stems = ["one_same", "two_same"]
+    assert sorted(path.name for path in (work / "out").iterdir()) == sorted(
+        ["results.jsonl"] + [f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "normal", "panel")]
+    )
+    for stem, image in zip(stems, (wide, picture), strict=True):
+        stored = np.asarray(Image.open(work / f"out/{stem}_mask.png"))
+        assert stored.shape == image.shape[:2]
+        assert set(np.unique(stored)) <= {0, 255}
+        mask, normal = read_mask(work / f"out/{stem}_mask.png"), read_image(work / f"out/{stem}_normal.png")
+        assert normal.shape == image.shape
+        np.testing.assert_array_equal(normal[~mask], image[~mask])
+
+
+def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.CaptureFixture) -> None:
+    shutil.copy(work / "set/brick/test/color/000.png", work / "set/brick/test/color/002.png")
+    shutil.copy(
+        work / "set/brick/ground_truth/color/000_mask.png", work / "set/brick/ground_truth/color/002_mask.png"
+    )
+    spoiled = work / "set/brick/test/color/002.png"
+    spoiled.write_bytes(spoiled.read_bytes()[:300])
+    capsys.readouterr()
+    assert main(["evaluate", "model", "set/brick", "--out", "out"]) == 2
+    output = capsys.readouterr()
+    (error,) = output.err.strip().splitlines()
+    assert "002.png" in error
+    assert "brick" in output.out
+    assert "→" in output.out
+    whole = json.loads((work / "out/metrics.json").read_text())
+    (run,) = whole["runs"]
+    assert (whole["schema"], run["dataset"], run["category"], run["seed"]) == (1, "set", "brick", 1)
+    assert (run["train_images"], run["test_images"], run["failed"]) == (8, 2, 1)
+    assert [image["image"] for image in run["per_image"]] == ["color/000", "color/001", "color/002"]
+    assert sorted(path.name for path in (work / "out/panels").iterdir()) == [
+        "brick_patchcore_color_000.png", "brick_patchcore_color_001.png"
+    ]  # fmt: skip
+    with Image.open(work / "out/overview.png") as overview:
+        assert min(overview.size) > 300
+
+
+def test_synthesize_makes_a_data_set(work: Path) -> None:
+    options = ["--count", "3", "--size", "48", "--seed", "2"]
+    assert main(["synthesize", "set/brick", "--out", "made", *options]) == 0
+    assert len(list((work / "made/train/good").iterdir())) == 7
+    assert len(list((work / "made/test/color").iterdir())) == 3
+    assert main(["synthesize", "textures", "--out", "textures", "--count", "1", "--size", "48"]) == 0
+    assert len(list((work / "textures").glob("*/test/color/*.png"))) == 4
+
+
+def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["weights", "list"]) == 0
+    text = capsys.readouterr().out
+    assert "efficientnet_lite0: package, Apache-2.0" in text
+    assert "f2pad weights import resnet18" in text
+    assert main(["weights", "verify"]) == 0
+    assert "SHA-256 579344248a93e230" in capsys.readouterr().out
+
+
+def test_an_interruption_is_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def interrupted(arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(commands.COMMANDS, "demo", interrupted)
+    assert main(["demo", "--out", "out"]) == 130
+    assert capsys.readouterr().err == "f2pad: interrupted\n"
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def _bomb(path: Path) -> None:
+    Image.new("1", (12_000, 9_000)).save(path)
+
+
+def _drop_tests(category: Path) -> None:
+    shutil.rmtree(category / "test")
+    shutil.rmtree(category / "ground_truth")
+
+
+def _clear_masks(folder: Path) -> None:
+    for path in folder.iterdir():
+        write_png(path, np.zeros((SIZE, SIZE), bool))
+
+
+def _largest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+TRAIN, TEST, TRUTH = "set/brick/train/good", "set/brick/test/color", "set/brick/ground_truth/color"
+
+# commands that cannot work, and what their error names
+MISUSES = {
+    "fit nowhere {fit}": "no such folder",
+    "fit set {fit}": "has no train/good",
+    "fit set/brick {fit} --shots 11": "10 training pictures",
+    "fit set/brick --detector magic --extractor efficientnet_lite0": "magic",
+    "fit set/brick --detector padim --extractor vgg": "vgg",
+    "fit set/brick --detector padim --extractor resnet18": "weights import resnet18",
+    "fit set/brick {fit} --weights set/manifest.json": "not a usable weight file",
+    "fit set/brick {fit} --weights nowhere.pth": "nowhere.pth",
+    "fit set/brick {fit} --out set": "exists already",
+    "tune nowhere set/brick": "no such folder",
+    "tune model nowhere": "no such folder",
+    "tune model set/brick --out set": "exists already",
+    f"segment nowhere {TEST}": "no such folder",
+    f"segment set {TEST}": "is no model",
+    f"segment model {TEST} --out {TEST}": "name another folder",
+    f"segment model {TEST} --out model": "folder of a model",
+    f"segment model {TEST} --out set/manifest.json": "cannot be made",
+    "segment model set": "holds no pictures",
+    "evaluate model nowhere": "no such folder",
+    "evaluate model set/brick --out model": "folder of a model",
+    "synthesize nowhere": "no such folder",
+    "synthesize set/brick --count 10": "cannot be made",
+    "synthesize set/brick --count 2 --out set": "exists already",
+    "synthesize set/brick --count 2 --masks nowhere": "no such folder",
+    "synthesize textures --structural": "--structural",
+    "demo --detector magic": "magic",
+    "weights import vgg set/manifest.json": "vgg",
+    "weights import resnet18 nowhere.pth": "nowhere.pth",
+}
+
+
+@pytest.mark.parametrize("command", MISUSES)
+def test_misuse_is_one_line_and_leaves_nothing(
+    work: Path, command: str, capsys: pytest.CaptureFixture
+) -> None:
+    _fails(work, command, MISUSES[command], capsys)
+
+
+# what is spoiled, how, the command that meets it, and what its error names
+SPOILED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
+    "empty folder": (
+        TRAIN,
+        lambda path: [file.unlink() for file in path.iterdir()],
+        "fit",
+        "holds no pictures",
+    ),
+    "truncated": (
+        f"{TRAIN}/003.png",
+        lambda path: path.write_bytes(path.read_bytes()[:200]),
+        "fit",
+        "003.png",
+    ),
+    "zero bytes": (f"{TRAIN}/003.png", lambda path: path.write_bytes(b""), "fit", "the file is empty"),
+    "bomb": (f"{TRAIN}/003.png", _bomb, "fit", "more than 89,478,485 pixels"),
+    "mask without image": (f"{TEST}/001.png", Path.unlink, "fit", "mask without a picture"),
+    "image without mask": (f"{TRUTH}/001_mask.png", Path.unlink, "evaluate", "has no mask"),
+    "no test pictures": ("set/brick", _drop_tests, "evaluate", "has no test pictures"),
+    "no defect": (TRUTH, _clear_masks, "evaluate", "one kind of pixel only"),
+    "flipped bit": ("model", lambda path: _flip(_largest(path)), "segment", "damaged model"),
+    "flipped bit in the facts": ("model/model.json", _flip, "segment", "damaged model"),
+    "lost file": ("model", lambda path: _largest(path).unlink(), "segment", "is missing"),
+}
+COMMANDS = {
+    "fit": "fit set/brick {fit}",
+    "evaluate": "evaluate model set/brick",
+    "segment": f"segment model {TEST}",
+}
+
+
+@pytest.mark.parametrize("name", SPOILED)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    work: Path, name: str, capsys: pytest.CaptureFixture
+) -> None:
+    path, spoil, command, named = SPOILED[name]
+    spoil(work / path)
+    _fails(work, COMMANDS[command], named, capsys)
+
+
+def _fails(work: Path, command: str, named: str, capsys: pytest.CaptureFixture) -> None:
+    before = sorted(work.rglob("*"))
+    arguments = command.format(fit=" ".join([*FIT, "--size", str(SIZE)])).split()
+    if "--out" not in arguments and arguments[0] != "weights":
+        arguments += ["--out", "out"]
+    capsys.readouterr()
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("f2pad: error: ")
+    assert named in line
+    assert sorted(work.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["fit"],
+        ["demo", "--images", "0"],
+        ["demo", "--images", "few"],
+        ["demo", "--seed", "-1"],
+        ["weights"],
+    ],
+    ids=" ".join,
+)
+def test_mistyped_commands_are_one_line(arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("f2pad: error: ")
+    assert line.endswith("--help")
+
+
+def test_equal_stems_are_told_apart() -> None:
+    names = ["a/x.png", "b/x.png", "b/x.jpg", "c/a_x.png", "c/y.png", "d/b/x.png", "a/X.png"]
+    stems = output_stems([Path(name) for name in names])
+    assert stems[3:5] == ["a_x", "y"]  # a stem of its own is kept
+    assert stems[1] == "b_x"
+    assert stems[2] == "b_x_jpg"
+    assert len({stem.casefold() for stem in stems}) == len(names)

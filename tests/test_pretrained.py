@@ -1,0 +1,277 @@
+"""Weights: real files, every format, unfit files, and the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from safetensors.numpy import save as save_safetensors
+
+from f2pad_jax.errors import InputError
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks import efficientnet, resnet
+from f2pad_jax.pretrained import import_weights, key_maps, list_weights, load_extractor, verify_weights
+from f2pad_jax.pretrained.weight_files import read_weights
+
+SPEC = resnet.RESNET18
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def folded_state(seed: int = 0) -> dict[str, np.ndarray]:
+    """Small random numbers under the names of a folded ResNet-18 trunk."""
+    rng = np.random.default_rng(seed)
+    shapes = resnet.shapes(SPEC)
+    state = {}
+    for source in key_maps.torchvision_resnet(SPEC).sources:
+        node = shapes
+        for key in source.path:
+            node = node[key]
+        height, width, inputs, outputs = node["kernel"].shape
+        state[f"{source.conv}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(
+            np.float32
+        )
+        state[f"{source.conv}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
+    return state
+
+
+def saved(path: Path, state: dict[str, np.ndarray]) -> Path:
+    np.savez(path, **state)  # pyright: ignore[reportArgumentType]
+    return path
+
+
+def refusal(path: Path, name: str = "resnet18") -> str:
+    """The one line that refuses a file."""
+    with pytest.raises(InputError) as caught:
+        load_extractor(name, weights=path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_lite0_names_what_the_pictures_show():
+    [lite0, _] = list_weights()
+    assert lite0.path is not None
+    spec = dataclasses.replace(efficientnet.LITE0, classes=1000)
+    state, _ = read_weights(lite0.path)
+    params = key_maps.convert(state, efficientnet.shapes(spec), key_maps.efficientnet_pytorch(spec))
+
+    def picture(pixels: np.ndarray) -> jax.Array:
+        image = Image.fromarray(pixels)
+        side = min(image.size)
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        square = image.crop((left, top, left + side, top + side)).resize((224, 224), Image.Resampling.BICUBIC)
+        mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+        return jnp.asarray((np.asarray(square) / 255 - mean) / std, jnp.float32)
+
+    images = jnp.stack([picture(skimage.data.chelsea()), picture(skimage.data.coffee())])
+    cat, coffee = jax.nn.softmax(efficientnet.classify(params, images, spec=spec))
+    assert set(np.argsort(cat)[-3:].tolist()) == {281, 282, 285}  # tabby, tiger cat, Egyptian cat
+    assert int(coffee.argmax()) == 967  # espresso
+    assert float(coffee[967]) == pytest.approx(0.94, abs=0.01)
+
+
+def test_lite0_is_an_extractor_without_its_head():
+    extractor = load_extractor("efficientnet_lite0")
+    assert (extractor.channels, extractor.strides) == ((24, 40, 112), (4, 8, 16))
+    assert set(extractor.params) == {"stem", "blocks"}
+    assert extractor.digest.startswith("57934424")
+    maps = jax.jit(lambda e, x: e(x))(extractor, jnp.zeros((1, 64, 64, 3)))
+    assert [m.shape for m in maps] == [(1, 16, 16, 24), (1, 8, 8, 40), (1, 4, 4, 112)]
+    leaves, tree = jax.tree.flatten(extractor)
+    assert isinstance(tree.unflatten(leaves), Extractor)
+    assert all(leaf.dtype == jnp.float32 for leaf in leaves)
+
+
+@pytest.mark.realdata
+def test_the_real_resnet18_trunk(resnet18_trunk: Path):
+    extractor = load_extractor("resnet18", weights=resnet18_trunk)
+    images = np.linspace(-2, 2, 224 * 224 * 3, dtype=np.float32).reshape(1, 224, 224, 3)
+    with jax.default_matmul_precision("highest"):
+        maps = jax.jit(extractor.apply)(extractor.params, images)
+    probes = [(0.420042, 0.359277), (0.116464, 0.192322), (0.102277, 0.176014)]
+    for features, (mean, std) in zip(maps, probes, strict=True):
+        assert float(features.mean()) == pytest.approx(mean, abs=2e-6)
+        assert float(features.std()) == pytest.approx(std, abs=2e-6)
+
+
+def test_nothing_needs_torch(tmp_path: Path):
+    saved(tmp_path / "trunk.npz", folded_state())
+    code = (
+        "import sys; from f2pad_jax.pretrained import load_extractor, import_weights, verify_weights\n"
+        "load_extractor('efficientnet_lite0'); import_weights('resnet18', sys.argv[1]); verify_weights()\n"
+        "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
+    )
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, tmp_path / "trunk.npz"], check=True, env=environment)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", ["zip", "legacy", "wrapped", "safetensors", "npz"])
+def test_every_format_gives_the_same_extractor(tmp_path: Path, kind: str):
+    torch = pytest.importorskip("torch")
+    state, path = folded_state(), tmp_path / "weights"
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    match kind:
+        case "zip" | "legacy":
+            torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
+        case "wrapped":
+            torch.save({"epoch": 3, "state_dict": tensors}, path)
+        case "safetensors":
+            path.write_bytes(save_safetensors(state))
+        case "npz":
+            path = saved(tmp_path / "weights.npz", state)
+    params = load_extractor("resnet18", weights=path).params
+    np.testing.assert_array_equal(
+        params["layer3"]["0"]["downsample"]["bias"], state["layer3.0.downsample.0.bias"]
+    )
+    np.testing.assert_array_equal(params["conv1"]["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+def test_a_whole_network_is_cut_and_its_counters_ignored(tmp_path: Path):
+    state = folded_state()
+    for name in [name for name in state if name.endswith(".bias")]:
+        conv = name.removesuffix(".bias")
+        norm = conv.removesuffix("0") + "1" if "downsample" in conv else conv.replace("conv", "bn")
+        ones = np.ones_like(state[name])
+        state |= {
+            f"{norm}.weight": 2 * ones,
+            f"{norm}.bias": state.pop(name),
+            f"{norm}.running_mean": 3 * ones,
+        }
+        state |= {f"{norm}.running_var": 4 * ones, f"{norm}.num_batches_tracked": np.array(9)}
+    state |= {"layer4.0.conv1.weight": np.zeros((1, 1)), "fc.weight": np.zeros(3), "fc.bias": np.zeros(3)}
+    conv1 = load_extractor("resnet18", weights=saved(tmp_path / "whole.npz", state)).params["conv1"]
+    scale = 2 / np.sqrt(4 + 1e-5)
+    np.testing.assert_allclose(
+        conv1["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-6
+    )
+    np.testing.assert_allclose(conv1["bias"], state["bn1.bias"] - 3 * scale, rtol=1e-6)
+
+
+def test_all_faults_are_reported_together(tmp_path: Path):
+    state = folded_state()
+    del state["layer1.0.conv1.bias"]
+    state["layer2.0.conv1.weight"] = state["layer2.0.conv1.weight"][:-1]
+    state["layer3.1.conv2.bias"][3] = np.nan
+    state["conv1.bias"] = state["conv1.bias"].astype(np.int64)
+    state["layer9.conv1.weight"] = np.zeros(1)
+    line = refusal(saved(tmp_path / "bad.npz", state))
+    for part in (
+        "missing layer1.0.conv1.bias",
+        "layer2.0.conv1.weight has shape (127, 64, 3, 3), not (128, 64, 3, 3)",
+        "layer3.1.conv2.bias holds non-finite values",
+        "conv1.bias is int64",
+        "unknown layer9.conv1.weight",
+    ):
+        assert part in line
+
+
+def test_another_network_is_refused_briefly(tmp_path: Path):
+    [lite0, _] = list_weights()
+    assert lite0.path is not None
+    line = refusal(lite0.path)
+    assert "not the weights of resnet18" in line
+    assert len(line) < 1000
+    assert "not the weights of efficientnet_lite0" in refusal(
+        saved(tmp_path / "r.npz", folded_state()), "efficientnet_lite0"
+    )
+
+
+def test_a_published_file_must_have_its_digest(tmp_path: Path):
+    path = tmp_path / "resnet18-f37072fd.pth"
+    path.write_bytes(save_safetensors(folded_state()))
+    assert "is not the published f37072fd" in refusal(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x80\x02", b"not weights at all", b"\x00" * 64])
+def test_rubbish_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "rubbish").write_bytes(content)
+    assert "not a usable weight file" in refusal(tmp_path / "rubbish")
+
+
+def test_object_arrays_are_refused(tmp_path: Path):
+    np.savez(tmp_path / "objects.npz", x=np.array([{"a": 1}], object))
+    assert "not a usable weight file" in refusal(tmp_path / "objects.npz")
+
+
+def test_missing_files_and_names_are_refused(tmp_path: Path):
+    assert "cannot be read" in refusal(tmp_path / "nowhere.pth")
+    assert "cannot be read" in refusal(tmp_path)
+    with pytest.raises(InputError, match="choose from efficientnet_lite0, resnet18"):
+        load_extractor("resnet19")
+    with pytest.raises(InputError, match="f2pad weights import resnet18"):
+        load_extractor("resnet18")
+
+
+def test_truncated_files_are_refused(tmp_path: Path):
+    [lite0, _] = list_weights()
+    assert lite0.path is not None
+    whole = lite0.path.read_bytes()
+    for index, length in enumerate((10, 3000, 40_000, len(whole) // 2, len(whole) - 1)):
+        path = tmp_path / f"cut{index}.pth"
+        path.write_bytes(whole[:length])
+        assert "not a usable weight file" in refusal(path, "efficientnet_lite0")
+
+
+def test_import_then_load(tmp_path: Path, cache: Path):
+    path = saved(tmp_path / "trunk.npz", folded_state())
+    assert [status.origin for status in list_weights()] == ["package", "absent"]
+    status = import_weights("resnet18", path)
+    extractor, direct = load_extractor("resnet18"), load_extractor("resnet18", weights=path)
+    assert jax.tree.structure(extractor) == jax.tree.structure(direct)
+    jax.tree.map(np.testing.assert_array_equal, extractor.params, direct.params)
+    assert status.digest == extractor.digest == verify_weights()[1].digest
+    assert cache.stat().st_mode & 0o777 == 0o700
+    other = saved(tmp_path / "other.npz", folded_state(1))
+    assert import_weights("resnet18", other).digest == load_extractor("resnet18").digest != status.digest
+    assert [entry.name for entry in (cache / "weights").iterdir()] == ["resnet18"]
+
+
+def test_a_refused_import_leaves_the_cache_alone(tmp_path: Path, cache: Path):
+    state = folded_state()
+    state.pop("conv1.bias")
+    with pytest.raises(InputError, match="missing conv1.bias"):
+        import_weights("resnet18", saved(tmp_path / "bad.npz", state))
+    assert not cache.exists()
+    with pytest.raises(InputError, match="come with a package"):
+        import_weights("efficientnet_lite0", tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("damage", ["flip", "delete", "add", "manifest"])
+def test_a_damaged_cache_is_refused_in_one_line(tmp_path: Path, damage: str):
+    path = saved(tmp_path / "trunk.npz", folded_state())
+    folder = import_weights("resnet18", path).path
+    assert folder is not None
+    largest = max(
+        (file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+    )
+    match damage:
+        case "flip":
+            data = bytearray(largest.read_bytes())
+            data[len(data) // 2] ^= 1
+            largest.write_bytes(data)
+        case "delete":
+            largest.unlink()
+        case "add":
+            (folder / "arrays" / "more").write_bytes(b"1")
+        case "manifest":
+            (folder / "manifest.json").write_text("{}")
+    with pytest.raises(InputError, match="damaged cache.*import it again") as caught:
+        load_extractor("resnet18")
+    assert "\n" not in str(caught.value)
+    assert verify_weights()[1].problem == str(caught.value)
+    import_weights("resnet18", path)
+    assert verify_weights()[1].problem is None

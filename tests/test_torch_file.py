@@ -1,0 +1,128 @@
+"""The reader of torch files: what torch writes is read, and nothing else is built, run or believed."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from f2pad_jax.pretrained.torch_file import read_torch
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("zipped", [True, False])
+def test_torch_files_round_trip(zipped: bool):  # noqa: FBT001
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24, dtype=torch.float32)
+    tensors = OrderedDict(
+        plain=torch.randn(3, 4, 2, 2),
+        parameter=torch.nn.Parameter(torch.randn(5), requires_grad=False),
+        view=base[4:16].reshape(3, 4).T,
+        shared=base,
+        scalar=torch.tensor(7),
+        empty=torch.zeros(0, 3),
+        half=torch.randn(4).half(),
+        double=torch.randn(4).double(),
+        bfloat=torch.randn(64).bfloat16(),
+        flags=torch.tensor([True, False]),
+        last=torch.randn(6, 2).contiguous(memory_format=torch.contiguous_format)[::2],
+    )
+    file = io.BytesIO()
+    torch.save(tensors, file, _use_new_zipfile_serialization=zipped)
+    arrays = read_torch(file.getvalue())
+    assert list(arrays) == list(tensors)
+    for name, tensor in tensors.items():
+        expected = tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+        np.testing.assert_array_equal(arrays[name], expected.numpy(), strict=True)
+
+
+class Hostile:
+    """Asks its reader to call a function."""
+
+    def __init__(self, function: object, *arguments: object) -> None:
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
+def torch_zip(root: bytes, storages: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", root)
+        for key, raw in storages.items():
+            archive.writestr(f"archive/data/{key}", raw)
+    return file.getvalue()
+
+
+def tensor_pickle(
+    count: int = 4,
+    offset: int = 0,
+    shape: tuple[int, ...] = (4,),
+    strides: tuple[int, ...] = (1,),
+    rebuild: str = "torch._utils\n_rebuild_tensor_v2",
+) -> bytes:
+    """What torch writes for {"x": tensor}, by hand, so that its numbers can be wrong."""
+
+    def ints(values: tuple[int, ...]) -> bytes:
+        return b"(" + b"".join(b"L" + str(value).encode() + b"L\n" for value in values) + b"t"
+
+    storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\n" + b"I%d\n" % count + b"tQ"
+    arguments = b"(" + storage + b"I%d\n" % offset + ints(shape) + ints(strides) + b"I00\nNt"
+    return b"\x80\x02}Vx\nc" + rebuild.encode() + b"\n" + arguments + b"Rs."
+
+
+def test_a_tensor_written_by_hand_is_read():
+    raw = np.arange(4, dtype="<f4").tobytes()
+    np.testing.assert_array_equal(read_torch(torch_zip(tensor_pickle(), {"0": raw}))["x"], np.arange(4))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"shape": (10,)},
+        {"offset": 1},
+        {"offset": -1},
+        {"strides": (2,)},
+        {"strides": (-1,)},
+        {"shape": (2**40,), "strides": (0,)},
+        {"shape": (2, 2), "strides": (1,)},
+        {"count": 8, "shape": (8,)},
+        {"rebuild": "torch._utils\n_rebuild_device_tensor_from_numpy"},
+    ],
+)
+def test_tensors_outside_their_storage_are_refused(fields: dict):
+    with pytest.raises(ValueError, match=r"outside|malformed|truncated|refused"):
+        read_torch(torch_zip(tensor_pickle(**fields), {"0": bytes(16)}))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("function", [os.system, eval, print, getattr, zipfile.ZipFile])
+def test_hostile_pickles_are_refused_and_not_run(tmp_path: Path, function: object, zipped: bool):  # noqa: FBT001
+    mark = tmp_path / "mark"
+    root = {"x": Hostile(function, f"touch {mark}")}
+    legacy = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, root, []]
+    data = (
+        torch_zip(pickle.dumps(root, 2), {}) if zipped else b"".join(pickle.dumps(part, 2) for part in legacy)
+    )
+    with pytest.raises(ValueError, match="refused: the pickle asks for"):
+        read_torch(data)
+    assert not mark.exists()
+
+
+def test_other_bombs_are_refused():
+    with pytest.raises(ValueError, match="compressed"):
+        read_torch(torch_zip(tensor_pickle(), {"0": bytes(16)}, zipfile.ZIP_DEFLATED))
+    with pytest.raises(ValueError, match="too large"):
+        read_torch(torch_zip(b"\x80\x02}r" + struct.pack("<I", 2**32 - 1) + b".", {}))
+    with pytest.raises(ValueError, match="not a mapping"):
+        read_torch(torch_zip(pickle.dumps([1, 2], 2), {}))
+    with pytest.raises(ValueError, match="not a tensor"):
+        read_torch(torch_zip(pickle.dumps({"x": 3}, 2), {}))
