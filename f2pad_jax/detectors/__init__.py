@@ -16,6 +16,7 @@ class Detector(NamedTuple):
       name: as on the command line.
       fit: `fit(maps of all images, seed=…) -> params`.
       score: `score(params, maps) -> (h, w)`, the detector's own score map.
+      summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4) or (7).
       localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
       local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
       level: index of the feature map whose grid the scores lie on.
@@ -24,15 +25,24 @@ class Detector(NamedTuple):
     name: str
     fit: Callable
     score: Callable
+    summands: Callable
     localize: Callable
     local_scores: Callable
     level: int
 
 
 DETECTORS = {
-    "padim": Detector("padim", padim.fit, padim.score, padim.localize, padim.local_scores, 0),
+    "padim": Detector(
+        "padim", padim.fit, padim.score, padim.squared_distances, padim.localize, padim.local_scores, 0
+    ),
     "patchcore": Detector(
-        "patchcore", patchcore.fit, patchcore.score, patchcore.localize, patchcore.local_scores, 1
+        "patchcore",
+        patchcore.fit,
+        patchcore.score,
+        patchcore.score,
+        patchcore.localize,
+        patchcore.local_scores,
+        1,
     ),
 }
 

@@ -1,4 +1,4 @@
-"""One iteration of F2PAD: gradient, sharing, Adan, proximal or penalised step, projection, stop rule."""
+"""One iteration of F2PAD: gradient, sharing (13), clipping, Adan, step size (15), sparsity, projection."""
 
 from __future__ import annotations
 
@@ -10,75 +10,138 @@ import optax
 
 from f2pad_jax.detectors import Detector
 from f2pad_jax.extractor import Extractor
-from f2pad_jax.objective import Regulariser, Terms, terms
+from f2pad_jax.objective import Problem, Terms, terms
 from f2pad_jax.optim.adan import adan_denominator, scale_by_adan
 from f2pad_jax.optim.sharing import share_gradients
-from f2pad_jax.priors import pixel_norm, prox_log_penalty
+from f2pad_jax.optim.steps import (
+    Progress,
+    adaptive_step_size,
+    clip_elements,
+    no_progress,
+    project,
+    track_progress,
+)
+from f2pad_jax.priors import prox_log_penalty
 
-MEAN = jnp.asarray([0.485, 0.456, 0.406], jnp.float32)
-STD = jnp.asarray([0.229, 0.224, 0.225], jnp.float32)
-
-
-class Problem(NamedTuple):
-    image: jax.Array
-    start: jax.Array
-    region: jax.Array
-    weights: jax.Array
-    positions: jax.Array
-    present: jax.Array
-    local: dict
-    regulariser: Regulariser
+RUNNING, CONVERGED, NON_FINITE = 0, 1, 2
 
 
-class Rule(NamedTuple):
-    rate: jax.Array
-    adaptive: jax.Array  # 0: constant; 1: paper
-    floor: jax.Array
-    clip: jax.Array
-    beta_ramp: jax.Array
-    eps: jax.Array
-    free: jax.Array
+class Method(NamedTuple):
+    """Choices that change the compiled step; static under `jit`.
+
+    Attributes:
+      sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros; "gradient" adds
+        β·l_a to the loss, as the paper does.
+      step_size: "constant", or "adaptive" as in Eq. (15).
+    """
+
+    sparsity: Literal["proximal", "gradient"] = "proximal"
+    step_size: Literal["constant", "adaptive"] = "constant"
+
+
+class Rates(NamedTuple):
+    """Numbers of the optimiser; traced scalars.
+
+    Attributes:
+      rate: base step size in normalised pixel units.
+      clip: limit of the shared gradient, elementwise.
+      damping: ε of Adan in units of the gradient: pixels whose gradients are smaller move less.
+      warm_up: iterations without sparsity, in which anomalous pixels leave x.
+      tolerance: fall of F per pixel of the region that counts as progress.
+      patience: iterations without progress after which to stop.
+    """
+
+    rate: jax.Array | float
+    clip: jax.Array | float
+    damping: jax.Array | float
+    warm_up: jax.Array | int
+    tolerance: jax.Array | float
+    patience: jax.Array | int
 
 
 class State(NamedTuple):
-    normal: jax.Array
-    optimiser: tuple
-    loss: jax.Array
-    count: jax.Array
-    status: jax.Array
+    """What the next step needs."""
+
+    normal: jax.Array  # n, (H, W, 3)
+    optimiser: optax.OptState
+    progress: Progress
+    count: jax.Array  # () int32, steps taken
+    status: jax.Array  # () int32, one of RUNNING, CONVERGED, NON_FINITE
 
 
-def init(problem, rule):
-    tx = optimiser(problem.weights, rule.clip, rule.eps)
-    return State(problem.start, tx.init(problem.start), jnp.float32(jnp.inf), jnp.int32(0), jnp.int32(0))
+class Info(NamedTuple):
+    """What a person wants to read about a step."""
+
+    loss: jax.Array  # F of the n before the step
+    terms: Terms
 
 
-def optimiser(weights, clip, eps=1e-8):
-    return optax.chain(share_gradients(weights), optax.stateless(lambda u, _: jnp.clip(u, -clip, clip)), scale_by_adan(eps=eps))
+def optimiser(problem: Problem, rates: Rates) -> optax.GradientTransformation:
+    """Gradient sharing, clipping, Adan: the direction of a step before its size."""
+    return optax.chain(
+        share_gradients(problem.sharing), clip_elements(rates.clip), scale_by_adan(eps=rates.damping)
+    )
 
 
-def step(extractor: Extractor, problem: Problem, rule: Rule, state: State, *, detector: Detector, penalty: str):
-    cell = extractor.strides[detector.level] ** 2
+def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
+    """The state before the first step.
 
-    def objective(normal):
-        maps = tuple(m[0] for m in extractor(normal[None]))
-        scores = detector.local_scores(problem.local, maps, problem.positions) * problem.present
-        parts = terms(normal, problem.image, problem.regulariser, scores=scores, cell=cell)
+    Args:
+      start: n⁽⁰⁾, (H, W, 3).
+      problem: the image and all that belongs to it.
+      rates: numbers of the optimiser.
+    """
+    start = project(start, problem.image, problem.region)
+    return State(
+        start, optimiser(problem, rates).init(start), no_progress(), jnp.int32(0), jnp.int32(RUNNING)
+    )
+
+
+def step(
+    state: State,
+    problem: Problem,
+    rates: Rates,
+    *,
+    extractor: Extractor,
+    detector: Detector,
+    method: Method = Method(),
+) -> tuple[State, Info]:
+    """One iteration on one image; batches are the caller's `vmap`.
+
+    A loss or gradient that is not finite leaves n as it was and sets the status.
+    """
+    proximal = method.sparsity == "proximal"
+    active = state.count >= rates.warm_up
+    beta = jnp.where(active, problem.coefficients.beta, 0.0)
+    current = problem._replace(coefficients=problem.coefficients._replace(beta=beta))
+
+    def loss(normal: jax.Array) -> tuple[jax.Array, Terms]:
+        parts = terms(normal, current, extractor=extractor, detector=detector)
         smooth = parts.feature + parts.pixel + parts.variation
-        return smooth + (parts.sparsity if penalty == "gradient" else 0.0), parts
+        return smooth if proximal else smooth + parts.sparsity, parts
 
-    (_, parts), gradient = jax.value_and_grad(objective, has_aux=True)(state.normal)
-    tx = optimiser(problem.weights, rule.clip, rule.eps)
-    direction, opt = tx.update(gradient, state.optimiser)
+    (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
+    direction, moments = optimiser(problem, rates).update(gradient, state.optimiser)
     anomaly = problem.image - state.normal
-    gamma = jnp.where(rule.adaptive > 0, 1 / jnp.maximum(jnp.abs(anomaly), rule.floor), 1.0) * rule.rate
-    normal = state.normal - gamma * direction
-    if penalty == "proximal":
-        metric = jnp.mean(adan_denominator(opt[-1], eps=rule.eps), axis=-1)
-        beta = problem.regulariser.coefficients.beta * jnp.clip((state.count + 1 - rule.free) / rule.beta_ramp, 0.0, 1.0)
-        anomaly = prox_log_penalty(problem.image - normal, beta * jnp.mean(gamma, -1) / metric)
-        normal = problem.image - anomaly
-    normal = jnp.clip(normal, (0 - MEAN) / STD, (1 - MEAN) / STD)
-    normal = jnp.where(problem.region[..., None], normal, problem.image)
-    loss = sum(parts)
-    return State(normal, opt, loss, state.count + 1, state.status), parts
+    size = jnp.broadcast_to(jnp.asarray(rates.rate, jnp.float32), anomaly.shape)
+    if method.step_size == "adaptive":
+        size = adaptive_step_size(anomaly, rates.rate)
+    normal = state.normal - size * direction
+    if proximal:
+        # One threshold per pixel, in the metric of Adan's step.
+        metric = jnp.mean(adan_denominator(moments[-1], eps=rates.damping) / size, axis=-1)
+        normal = problem.image - prox_log_penalty(problem.image - normal, beta / metric)
+    normal = project(normal, problem.image, problem.region)
+    value = sum(parts, start=jnp.float32(0))
+    tolerance = rates.tolerance * jnp.sum(problem.region)
+    # F changes its meaning when sparsity sets in, so progress is counted from there.
+    progress = jax.tree.map(
+        lambda tracked, fresh: jnp.where(active, tracked, fresh),
+        track_progress(state.progress, value, tolerance),
+        no_progress(),
+    )
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+    status = jnp.where(progress.stale >= rates.patience, CONVERGED, RUNNING)
+    status = jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
+    normal = jnp.where(finite, normal, state.normal)
+    return State(normal, moments, progress, state.count + 1, status), Info(value, parts)

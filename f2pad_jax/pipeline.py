@@ -1,0 +1,212 @@
+"""Algorithm 1 of arXiv 2407.06519: from a picture to the exact mask of its anomaly."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+
+from f2pad_jax.data.images import denormalize, normalize
+from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.errors import InputError
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
+from f2pad_jax.inpainting import harmonic_fill, matching_fill
+from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
+from f2pad_jax.optim.sharing import sharing_weights
+from f2pad_jax.settings import Settings
+from f2pad_jax.solver import CONVERGED, NON_FINITE, Method, Rates, Solution, solve
+
+SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
+OPENING = np.ones((3, 3), bool)  # removes dots from the mask (Algorithm 1)
+
+
+__all__ = ["Model", "Segmentation", "Settings", "fit", "segment"]
+
+
+class Segmentation(NamedTuple):
+    """What `segment` found in one picture.
+
+    Attributes:
+      mask: {a ≠ 0} after a 3 × 3 opening, (H, W) bool.
+      normal: the recovered non-defective picture n*, (H, W, 3) uint8.
+      anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
+      initial_mask: the backbone's mask m⁽⁰⁾, (H, W) bool.
+      score_map: the backbone's smoothed scores, (H, W) float32.
+      iterations: of the main solve.
+      status: "converged", "iteration limit", "non-finite" or "normal" (nothing reached the region threshold).
+      seconds: wall time.
+    """
+
+    mask: np.ndarray
+    normal: np.ndarray
+    anomaly: np.ndarray
+    initial_mask: np.ndarray
+    score_map: np.ndarray
+    iterations: int
+    status: str
+    seconds: float
+
+
+def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> np.ndarray:
+    """n⁽⁰⁾: the picture with the region replaced.
+
+    Args:
+      image: x, (H, W, 3) float32, ImageNet-normalised.
+      region: (H, W) bool.
+      model: its training pictures are the material of "matching".
+      kind: "image" (no replacement), "harmonic" or "matching".
+    """
+    if kind == "image":
+        return image
+    if kind == "harmonic":
+        return harmonic_fill(image, region)
+    return matching_fill(image, region, normalize(model.normals))
+
+
+def _positions(region: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
+    """Positions whose own cell or a neighbouring one meets the region, padded to one of few lengths."""
+    grid = region.shape[0] // stride
+    cells = region.reshape(grid, stride, grid, stride).any((1, 3))
+    wanted = np.flatnonzero(ndimage.binary_dilation(cells, OPENING))
+    length = next(n for n in (round(share * grid * grid) for share in SHARES) if n >= len(wanted))
+    positions = np.zeros(length, np.int32)
+    positions[: len(wanted)] = wanted
+    return positions, (np.arange(length) < len(wanted)).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames="detector")
+def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array) -> dict:
+    return detector.localize(params, maps, positions)
+
+
+_sharing_weights = jax.jit(sharing_weights)
+
+
+def prepare(
+    model: Model, image: np.ndarray, region: np.ndarray, filled: np.ndarray, *, beta: float
+) -> Problem:
+    """Everything that stays fixed during the solve of one image.
+
+    Args:
+      model: as fitted or tuned.
+      image: x, (S, S, 3) float32, ImageNet-normalised.
+      region: (S, S) bool, where n is free.
+      filled: the picture whose features choose PatchCore's candidates M_ij, like x.
+      beta: weight of sparsity.
+    """
+    detector = get_detector(model.detector)
+    positions, present = _positions(region, model.extractor.strides[detector.level])
+    maps = tuple(m[0] for m in apply_extractor(model.extractor, filled[None]))
+    settings = model.settings
+    return Problem(
+        image=jnp.asarray(image),
+        region=jnp.asarray(region),
+        sharing=_sharing_weights(image),
+        feature=FeatureLoss(
+            jnp.asarray(positions),
+            jnp.asarray(present),
+            _localize(detector, model.params, maps, positions),
+        ),
+        mixture=model.mixture,
+        scales=model.scales,
+        coefficients=Coefficients(
+            jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)
+        ),
+    )
+
+
+@partial(jax.jit, static_argnames=("detector", "method"))
+def _solve(
+    extractor: Extractor,
+    start: jax.Array,
+    problem: Problem,
+    rates: Rates,
+    limit: int,
+    detector: Detector,
+    method: Method,
+) -> Solution:
+    return solve(start, problem, rates, limit, extractor=extractor, detector=detector, method=method)
+
+
+def refine(model: Model, problem: Problem, start: np.ndarray, *, limit: int, warm_up: int) -> Solution:
+    """`solve` with a model's settings, compiled once for each number of positions."""
+    s = model.settings
+    rates = Rates(s.rate, s.clip, s.clip, warm_up, s.tolerance, s.patience)
+    method = Method(s.sparsity, s.step_size)  # pyright: ignore[reportArgumentType]
+    return _solve(
+        model.extractor, jnp.asarray(start), problem, rates, limit, get_detector(model.detector), method
+    )
+
+
+def find_mask(model: Model, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, Solution]:
+    """Steps 2 to 5: fills the region, solves, and reads the mask off a = x − n.
+
+    Args:
+      model: as fitted or tuned.
+      image: x, (S, S, 3) float32, ImageNet-normalised.
+      region: (S, S) bool, already dilated.
+
+    Returns:
+      The opened mask (S, S) bool and the solution.
+    """
+    settings = model.settings
+    start = fill(image, region, model, kind=settings.start)
+    candidates = start if settings.start != "image" else fill(image, region, model, kind=settings.candidates)
+    problem = prepare(model, image, region, candidates, beta=settings.beta0)
+    solution = refine(model, problem, start, limit=settings.limit, warm_up=settings.warm_up)
+    changed = np.linalg.norm(image - np.asarray(solution.normal), axis=-1) > settings.smallest
+    return ndimage.binary_opening(changed, OPENING), solution
+
+
+def find_normal(model: Model, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Step 6, re-estimation: minimises F without sparsity on the final mask only, from a fresh fill of it."""
+    if not mask.any():
+        return image
+    start = fill(image, mask, model, kind="matching")
+    problem = prepare(model, image, mask, start, beta=0.0)
+    limit = model.settings.refine
+    return np.asarray(refine(model, problem, start, limit=limit, warm_up=limit).normal)
+
+
+def segment(model: Model, image: np.ndarray, *, initial_map: np.ndarray | None = None) -> Segmentation:
+    """Algorithm 1 on one picture of the model's size.
+
+    Args:
+      model: as fitted or tuned.
+      image: uint8 RGB (S, S, 3).
+      initial_map: score map (S, S) of another detector, in the units of the model's thresholds; by default the
+        backbone's own.
+
+    Raises:
+      InputError: the picture is of another kind or size.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.shape != (model.size, model.size, 3):
+        raise InputError(
+            f"the picture is {image.dtype} {image.shape}",
+            mend=f"give uint8 RGB, ({model.size}, {model.size}, 3)",
+        )
+    began = time.perf_counter()
+    scores = score_maps(model, image[None])[0] if initial_map is None else initial_map
+    initial = scores > model.threshold
+    region = scores > model.region_threshold
+    if not region.any():
+        return Segmentation(
+            np.zeros_like(initial), image, np.zeros(image.shape, np.float32), initial, scores,
+            0, "normal", time.perf_counter() - began,
+        )  # fmt: skip
+    region = ndimage.binary_dilation(region, iterations=model.settings.dilation)
+    x = normalize(image)
+    mask, solution = find_mask(model, x, region)
+    status = {CONVERGED: "converged", NON_FINITE: "non-finite"}.get(int(solution.status), "iteration limit")
+    normal = np.where(mask[..., None], denormalize(find_normal(model, x, mask)), image)
+    anomaly = (image.astype(np.float32) - normal.astype(np.float32)) / 255
+    return Segmentation(
+        mask, normal, anomaly, initial, scores, int(solution.iterations), status, time.perf_counter() - began
+    )

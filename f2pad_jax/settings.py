@@ -1,0 +1,49 @@
+"""Hyper-parameters of F2PAD, with defaults that serve every category, extractor and detector."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Settings(NamedTuple):
+    """Hyper-parameters as plain numbers; `docs/decisions.md` tells how each default was found.
+
+    Attributes:
+      alpha1: α1, weight of the pixel prior relative to normal pictures.
+      alpha2: α2, weight of the total variation relative to normal pictures.
+      beta0: β0, weight of sparsity; an anomaly of norm t (normalised colour) survives where its gradient
+        exceeds about β0/t.
+      components: Gaussians of the pixel mixture; used when fitting.
+      rate: base step size in normalised pixel units.
+      clip: limit of the shared gradient and ε of Adan; 25 is the median on normal pictures, whatever the
+        detector and extractor.
+      warm_up: iterations without sparsity at the start.
+      limit: most iterations.
+      tolerance: fall of F per free pixel that counts as progress.
+      patience: iterations without progress after which to stop.
+      refine: iterations of the re-estimation of n on the final mask.
+      dilation: pixels by which the region is enlarged.
+      start: n⁽⁰⁾, "image" (x itself), "matching" or "harmonic" (fills of the region).
+      candidates: fill whose features choose PatchCore's candidates M_ij where `start` is "image".
+      smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
+      sparsity: "proximal" or "gradient".
+      step_size: "constant" or "adaptive" (Eq. 15).
+    """
+
+    alpha1: float = 1.0
+    alpha2: float = 0.3
+    beta0: float = 3.0
+    components: int = 8
+    rate: float = 0.1
+    clip: float = 25.0
+    warm_up: int = 30
+    limit: int = 100
+    tolerance: float = 1e-3
+    patience: int = 5
+    refine: int = 20
+    dilation: int = 4
+    start: str = "image"
+    candidates: str = "matching"
+    smallest: float = 0.0
+    sparsity: str = "proximal"
+    step_size: str = "constant"
