@@ -25,7 +25,10 @@ from f2pad_jax.settings import Settings
 BATCH = 8
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
-COVERED, MISSED = 0.98, 0.05  # the region covers this share of an anomaly in all but 5 % of synthetic pictures
+COVERED, MISSED = (
+    0.98,
+    0.05,
+)  # the region covers this share of an anomaly in all but 5 % of synthetic pictures
 WIDEST = 0.9  # and leaves at least this share of the pixels of normal pictures out
 
 
@@ -112,7 +115,11 @@ def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
 
 
 def _typical(
-    detector: Detector, params: dict[str, jax.Array], maps: tuple[np.ndarray, ...], images: np.ndarray, mixture: PixelMixture
+    detector: Detector,
+    params: dict[str, jax.Array],
+    maps: tuple[np.ndarray, ...],
+    images: np.ndarray,
+    mixture: PixelMixture,
 ) -> Scales:
     pixels = normalize(images)
     area = images.shape[1] * images.shape[2]
@@ -120,9 +127,7 @@ def _typical(
     distances = [jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]
     variations = [total_variation(jnp.asarray(x)) / area for x in pixels]
     # A picture without any texture has no typical variation: the floor keeps the terms finite.
-    return Scales(
-        *(jnp.maximum(jnp.mean(jnp.stack(v)), 1e-6) for v in (scores, distances, variations))
-    )
+    return Scales(*(jnp.maximum(jnp.mean(jnp.stack(v)), 1e-6) for v in (scores, distances, variations)))
 
 
 def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synthetic:
@@ -166,8 +171,15 @@ def fit(
     """
     chosen = get_detector(detector)
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)")
+    if (
+        images.dtype != np.uint8
+        or images.ndim != 4
+        or images.shape[-1] != 3
+        or images.shape[1] != images.shape[2]
+    ):
+        raise InputError(
+            f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)"
+        )
     coarsest = extractor.strides[-1]
     if images.shape[1] % coarsest or images.shape[1] < 4 * coarsest:
         raise InputError(
@@ -199,7 +211,9 @@ def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
     mixture = fit_pixel_mixture(normalize(model.normals), components=components, seed=model.seed)
     pixels = normalize(model.held_out)
-    typical = jnp.mean(jnp.stack([jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]))
+    typical = jnp.mean(
+        jnp.stack([jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels])
+    )
     return replace(
         model,
         mixture=mixture,

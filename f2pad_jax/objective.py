@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
     image: jax.Array  # x, (H, W, 3), ImageNet-normalised
     region: jax.Array  # (H, W) bool, the dilated region in which n is free
-    sharing: jax.Array  # (H, W, K), weights of Eq. (14)
+    sharing: jax.Array  # (H, K, W), weights of Eq. (14)
     feature: FeatureLoss
     mixture: PixelMixture
     scales: Scales
@@ -90,4 +90,4 @@ def terms(normal: jax.Array, problem: Problem, *, extractor: Extractor, detector
 
 def objective(normal: jax.Array, problem: Problem, *, extractor: Extractor, detector: Detector) -> jax.Array:
     """F(n) of Eq. (12), a scalar; arguments as for `terms`."""
-    return sum(terms(normal, problem, extractor=extractor, detector=detector), start=jnp.float32(0))
+    return jnp.sum(jnp.stack(terms(normal, problem, extractor=extractor, detector=detector)))

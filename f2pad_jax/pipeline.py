@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
+from skimage.morphology import remove_small_objects
 
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.detectors import Detector, get_detector
@@ -23,7 +24,8 @@ from f2pad_jax.settings import Settings
 from f2pad_jax.solver import CONVERGED, NON_FINITE, Method, Rates, Solution, solve
 
 SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
-OPENING = np.ones((3, 3), bool)  # removes dots from the mask (Algorithm 1)
+SQUARE = np.ones((3, 3), bool)
+DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
 
 
 __all__ = ["Model", "Segmentation", "Settings", "fit", "segment"]
@@ -33,7 +35,7 @@ class Segmentation(NamedTuple):
     """What `segment` found in one picture.
 
     Attributes:
-      mask: {a ≠ 0} after a 3 × 3 opening, (H, W) bool.
+      mask: {a ≠ 0} without dots, (H, W) bool.
       normal: the recovered non-defective picture n*, (H, W, 3) uint8.
       anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
       initial_mask: the backbone's mask m⁽⁰⁾, (H, W) bool.
@@ -73,7 +75,7 @@ def _positions(region: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]
     """Positions whose own cell or a neighbouring one meets the region, padded to one of few lengths."""
     grid = region.shape[0] // stride
     cells = region.reshape(grid, stride, grid, stride).any((1, 3))
-    wanted = np.flatnonzero(ndimage.binary_dilation(cells, OPENING))
+    wanted = np.flatnonzero(ndimage.binary_dilation(cells, SQUARE))
     length = next(n for n in (round(share * grid * grid) for share in SHARES) if n >= len(wanted))
     positions = np.zeros(length, np.int32)
     positions[: len(wanted)] = wanted
@@ -85,11 +87,11 @@ def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Arra
     return detector.localize(params, maps, positions)
 
 
-_sharing_weights = jax.jit(sharing_weights)
+_sharing_weights = jax.jit(sharing_weights, static_argnames="radius")
 
 
 def prepare(
-    model: Model, image: np.ndarray, region: np.ndarray, filled: np.ndarray, *, beta: float
+    model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float
 ) -> Problem:
     """Everything that stays fixed during the solve of one image.
 
@@ -97,17 +99,17 @@ def prepare(
       model: as fitted or tuned.
       image: x, (S, S, 3) float32, ImageNet-normalised.
       region: (S, S) bool, where n is free.
-      filled: the picture whose features choose PatchCore's candidates M_ij, like x.
+      anchor: the picture whose features choose PatchCore's candidates M_ij, like x.
       beta: weight of sparsity.
     """
     detector = get_detector(model.detector)
     positions, present = _positions(region, model.extractor.strides[detector.level])
-    maps = tuple(m[0] for m in apply_extractor(model.extractor, filled[None]))
+    maps = tuple(m[0] for m in apply_extractor(model.extractor, anchor[None]))
     settings = model.settings
     return Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(region),
-        sharing=_sharing_weights(image),
+        sharing=_sharing_weights(image, radius=settings.sharing_radius),
         feature=FeatureLoss(
             jnp.asarray(positions),
             jnp.asarray(present),
@@ -144,24 +146,48 @@ def refine(model: Model, problem: Problem, start: np.ndarray, *, limit: int, war
     )
 
 
-def find_mask(model: Model, image: np.ndarray, region: np.ndarray) -> tuple[np.ndarray, Solution]:
-    """Steps 2 to 5: fills the region, solves, and reads the mask off a = x − n.
+def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
+    """Removes dots from a mask (Algorithm 1): small connected pieces, or whatever a 3 × 3 opening takes."""
+    if kind == "opening":
+        return ndimage.binary_opening(mask, SQUARE)
+    return remove_small_objects(mask, max_size=DOT, connectivity=2)
+
+
+class Start(NamedTuple):
+    """Where a solve begins; both (S, S, 3) float32, ImageNet-normalised."""
+
+    normal: np.ndarray  # n⁽⁰⁾
+    anchor: np.ndarray  # the picture whose features choose PatchCore's candidates M_ij
+
+
+def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
+    """Step 2: n⁽⁰⁾ as the settings want it, and a fill of the region for detectors that choose candidates."""
+    settings = model.settings
+    start = fill(image, region, model, kind=settings.start)
+    if settings.start != "image" or not get_detector(model.detector).anchored:
+        return Start(start, start)
+    return Start(start, fill(image, region, model, kind=settings.candidates))
+
+
+def find_mask(
+    model: Model, image: np.ndarray, region: np.ndarray, start: Start
+) -> tuple[np.ndarray, Solution]:
+    """Steps 4 and 5: solves, and reads the mask off a = x − n.
 
     Args:
       model: as fitted or tuned.
       image: x, (S, S, 3) float32, ImageNet-normalised.
       region: (S, S) bool, already dilated.
+      start: of `begin`.
 
     Returns:
-      The opened mask (S, S) bool and the solution.
+      The cleaned mask (S, S) bool and the solution.
     """
     settings = model.settings
-    start = fill(image, region, model, kind=settings.start)
-    candidates = start if settings.start != "image" else fill(image, region, model, kind=settings.candidates)
-    problem = prepare(model, image, region, candidates, beta=settings.beta0)
-    solution = refine(model, problem, start, limit=settings.limit, warm_up=settings.warm_up)
+    problem = prepare(model, image, region, start.anchor, beta=settings.beta0)
+    solution = refine(model, problem, start.normal, limit=settings.limit, warm_up=settings.warm_up)
     changed = np.linalg.norm(image - np.asarray(solution.normal), axis=-1) > settings.smallest
-    return ndimage.binary_opening(changed, OPENING), solution
+    return clean(changed, kind=settings.cleaning), solution
 
 
 def find_normal(model: Model, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -203,7 +229,7 @@ def segment(model: Model, image: np.ndarray, *, initial_map: np.ndarray | None =
         )  # fmt: skip
     region = ndimage.binary_dilation(region, iterations=model.settings.dilation)
     x = normalize(image)
-    mask, solution = find_mask(model, x, region)
+    mask, solution = find_mask(model, x, region, begin(model, x, region))
     status = {CONVERGED: "converged", NON_FINITE: "non-finite"}.get(int(solution.status), "iteration limit")
     normal = np.where(mask[..., None], denormalize(find_normal(model, x, mask)), image)
     anomaly = (image.astype(np.float32) - normal.astype(np.float32)) / 255

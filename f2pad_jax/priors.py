@@ -30,13 +30,14 @@ def fit_pixel_mixture(
 
     Args:
       images: (N, H, W, 3) float32, ImageNet-normalised.
-      components: Q, the number of Gaussians.
+      components: Q, the number of Gaussians; no more than there are colours.
       sample: pixels drawn without replacement.
       seed: of the sample and of EM's start.
     """
     pixels = images.reshape(-1, 3)
     rng = np.random.default_rng(seed)
     pixels = pixels[rng.choice(len(pixels), size=min(sample, len(pixels)), replace=False)]
+    components = min(components, len(np.unique(pixels, axis=0)))
     # Grey pictures have singular colour covariances: the floor is half a grey level in normalised units.
     mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200, tol=1e-2)
     mixture.fit(pixels.astype(np.float64))
@@ -45,10 +46,43 @@ def fit_pixel_mixture(
     )
 
 
+@jax.custom_vjp
 def pixel_mixture_distances(image: jax.Array, mixture: PixelMixture) -> jax.Array:
-    """Squared Mahalanobis distance of each pixel to its nearest Gaussian, (H, W): the summand of Eq. (10)."""
-    delta = image[..., None, :] - mixture.mean  # (H, W, Q, 3)
-    return jnp.min(jnp.einsum("...qi,qij,...qj->...q", delta, mixture.precision, delta), axis=-1)
+    """Squared Mahalanobis distance of each pixel to its nearest Gaussian, (H, W): the summand of Eq. (10).
+
+    Its gradient in the image, 2Λδ of the nearest Gaussian, is kept from the search for it. There is no forward mode.
+    """
+    return _nearest_gaussian(image, mixture)[0]
+
+
+def _nearest_gaussian(image: jax.Array, mixture: PixelMixture) -> tuple[jax.Array, jax.Array]:
+    """The distances, (H, W), and Λδ of the nearest Gaussian, (H, W, 3)."""
+    channels = [image[..., c] for c in range(3)]
+    nearest = jnp.full(image.shape[:-1], jnp.inf, image.dtype)
+    whitened = [jnp.zeros_like(nearest)] * 3
+    # Unrolled over Gaussians and channels, it is one pass over the picture: nothing of size (H, W, Q) is stored.
+    for mean, precision in zip(mixture.mean, mixture.precision, strict=True):
+        delta = [channels[c] - mean[c] for c in range(3)]
+        product = [sum(precision[c, k] * delta[k] for k in range(3)) for c in range(3)]
+        distance = sum(delta[c] * product[c] for c in range(3))
+        closer = distance < nearest
+        nearest = jnp.where(closer, distance, nearest)
+        whitened = [jnp.where(closer, *pair) for pair in zip(product, whitened, strict=True)]
+    return nearest, jnp.stack(whitened, axis=-1)
+
+
+def _distances_forward(image: jax.Array, mixture: PixelMixture):
+    nearest, whitened = _nearest_gaussian(image, mixture)
+    return nearest, (whitened, image, mixture)
+
+
+def _distances_backward(residuals, cotangent: jax.Array):
+    whitened, image, mixture = residuals
+    (mixture_cotangent,) = jax.vjp(lambda m: _nearest_gaussian(image, m)[0], mixture)[1](cotangent)
+    return 2 * cotangent[..., None] * whitened, mixture_cotangent
+
+
+pixel_mixture_distances.defvjp(_distances_forward, _distances_backward)
 
 
 def pixel_prior(image: jax.Array, mixture: PixelMixture) -> jax.Array:
@@ -79,8 +113,9 @@ def log_penalty(anomaly: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
 def prox_log_penalty(anomaly: jax.Array, weight: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
     """Proximal map of `weight · l_a`: argmin_b ½‖b − a‖² + weight · log(√(‖b‖² + ε) + ‖b‖), per pixel.
 
-    b is parallel to a, with length t the best of zero and the largest root of
-    t − ‖a‖ + weight/√(t² + ε) = 0. The root starts at its closed form for ε = 0 and is polished by Newton.
+    b is parallel to a, and its length t is zero or a root of t − ‖a‖ + weight/√(t² + ε) = 0. Newton finds the
+    largest root from its closed form for ε = 0, and the smallest from zero, where it stays if that is a
+    minimum; the cheaper of the two is the answer.
     Small anomalies become exactly zero, so the mask {a ≠ 0} of Eq. (2) needs no threshold.
 
     Args:
@@ -89,15 +124,18 @@ def prox_log_penalty(anomaly: jax.Array, weight: jax.Array, epsilon: float = LOG
       epsilon: ε of Eq. (8).
     """
     length = pixel_norm(anomaly)
-    root = 0.5 * (length + jnp.sqrt(jnp.maximum(jnp.square(length) - 4 * weight, 0.0)))
+    far = 0.5 * (length + jnp.sqrt(jnp.maximum(jnp.square(length) - 4 * weight, 0.0)))
 
-    for _ in range(3):
-        smooth = jnp.sqrt(jnp.square(root) + epsilon)
-        slope = 1 - weight * root / smooth**3
-        root = jnp.clip(root - (root - length + weight / smooth) / jnp.maximum(slope, 0.1), 0.0, length)
+    def polished(root):
+        for _ in range(5):
+            smooth = jnp.sqrt(jnp.square(root) + epsilon)
+            slope = 1 - weight * root / smooth**3
+            root = jnp.clip(root - (root - length + weight / smooth) / jnp.maximum(slope, 0.03), 0.0, length)
+        return root
 
     def cost(t):
         return 0.5 * jnp.square(t - length) + weight * jnp.log(jnp.sqrt(jnp.square(t) + epsilon) + t)
 
-    kept = jnp.where(cost(root) < cost(jnp.zeros_like(root)), root, 0.0)
+    far, near = polished(far), polished(jnp.zeros_like(length))
+    kept = jnp.where(cost(far) < cost(near), far, near)
     return anomaly * (kept / jnp.where(length > 0, length, 1.0))[..., None]

@@ -23,9 +23,12 @@ class Settings(NamedTuple):
       patience: iterations without progress after which to stop.
       refine: iterations of the re-estimation of n on the final mask.
       dilation: pixels by which the region is enlarged.
+      sharing_radius: ks of Eq. (13) in pixels; 0 shares nothing.
       start: n⁽⁰⁾, "image" (x itself), "matching" or "harmonic" (fills of the region).
       candidates: fill whose features choose PatchCore's candidates M_ij where `start` is "image".
       smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
+      cleaning: of the mask, "dots" (removes connected pieces of at most 8 pixels, keeps thin scratches) or
+        "opening" (3 × 3, the paper's).
       sparsity: "proximal" or "gradient".
       step_size: "constant" or "adaptive" (Eq. 15).
     """
@@ -34,16 +37,18 @@ class Settings(NamedTuple):
     alpha2: float = 0.3
     beta0: float = 3.0
     components: int = 8
-    rate: float = 0.1
+    rate: float = 0.12
     clip: float = 25.0
-    warm_up: int = 30
-    limit: int = 100
-    tolerance: float = 1e-3
-    patience: int = 5
+    warm_up: int = 20
+    limit: int = 120
+    tolerance: float = 1e-4
+    patience: int = 20
     refine: int = 20
     dilation: int = 4
+    sharing_radius: int = 5
     start: str = "image"
     candidates: str = "matching"
     smallest: float = 0.0
+    cleaning: str = "dots"
     sparsity: str = "proximal"
     step_size: str = "constant"

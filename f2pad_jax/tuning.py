@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -12,27 +12,38 @@ from tqdm import tqdm
 from f2pad_jax.data.images import normalize
 from f2pad_jax.fitting import Model, refit_mixture, score_maps, synthetic_anomalies
 from f2pad_jax.metrics import iou
-from f2pad_jax.pipeline import find_mask
+from f2pad_jax.pipeline import begin, find_mask
 
-COUNT = 8  # synthetic pictures that a setting is judged by
+COUNT = 6  # synthetic pictures that a setting is judged by
+BETA0 = (2.0, 3.0, 4.5)
 ALPHA1 = (0.3, 1.0, 3.0)
-BETA0 = (1.5, 3.0, 6.0)
 COMPONENTS = (4, 8, 16)
 
 
-def mean_iou(model: Model, images: np.ndarray, masks: np.ndarray, scores: np.ndarray) -> float:
-    """Mean IoU of the model's masks on pictures whose score maps are known; a picture without region counts 0."""
-    found = []
-    for image, mask, one in zip(images, masks, scores, strict=True):
-        region = ndimage.binary_dilation(one > model.region_threshold, iterations=model.settings.dilation)
-        found.append(iou(find_mask(model, normalize(image), region)[0], mask) if region.any() else 0.0)
-    return float(np.mean(found))
+def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Callable[[Model], float]:
+    """A function that gives the mean IoU a model reaches on pictures; what no setting changes is computed once.
+
+    Args:
+      model: any model that differs from those to be judged in α1, β0 and the mixture only.
+      images: uint8 (K, S, S, 3).
+      masks: bool (K, S, S).
+    """
+    cases = []
+    for image, mask, scores in zip(images, masks, score_maps(model, images), strict=True):
+        region = ndimage.binary_dilation(scores > model.region_threshold, iterations=model.settings.dilation)
+        if region.any():  # a picture without region scores the same whatever the settings
+            x = normalize(image)
+            cases.append((x, region, begin(model, x, region), mask))
+
+    def mean_iou(candidate: Model) -> float:
+        found = [iou(find_mask(candidate, x, region, start)[0], mask) for x, region, start, mask in cases]
+        return float(np.mean(found)) if found else 0.0
+
+    return mean_iou
 
 
-def tune(
-    model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None
-) -> Model:
-    """Grid search over α1 and β0, then over the number of Gaussians.
+def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None) -> Model:
+    """Searches β0, then α1, then the number of Gaussians, each with the best of the others so far.
 
     Args:
       model: as fitted; its held-out pictures carry the synthetic anomalies. Others than those that gave the
@@ -42,29 +53,29 @@ def tune(
         The model is then marked "oracle".
 
     Returns:
-      The model with the best settings; the ones it came with win ties.
+      The model with the best settings; those it came with win ties.
     """
-    if oracle is None:
-        images, masks = synthetic_anomalies(model.held_out, count=COUNT, seed=seed + 1)
-    else:
-        images, masks = oracle
-    scores = score_maps(model, images)
-    best, highest = model, mean_iou(model, images, masks, scores)
-    grid = [(a, b) for a, b in itertools.product(ALPHA1, BETA0) if (a, b) != model.settings[0:3:2]]
-    with tqdm(total=len(grid) + len(COMPONENTS), desc="tune", unit="setting", leave=False, disable=None) as bar:
-        for alpha1, beta0 in grid:
-            candidate = replace(model, settings=model.settings._replace(alpha1=alpha1, beta0=beta0))
-            reached = mean_iou(candidate, images, masks, scores)
-            if reached > highest:
-                best, highest = candidate, reached
-            bar.update()
-        winner = best
-        for components in COMPONENTS:
-            bar.update()
-            if components == winner.settings.components:
-                continue
-            candidate = refit_mixture(winner, components)
-            reached = mean_iou(candidate, images, masks, scores)
-            if reached > highest:
-                best, highest = candidate, reached
+    images, masks = oracle or synthetic_anomalies(model.held_out, count=COUNT, seed=seed + 1)
+    reach = judge(model, images, masks)
+    best, highest = model, reach(model)
+
+    def weight(name: str) -> Callable[[Model, float], Model]:
+        return lambda m, value: replace(m, settings=m.settings._replace(**{name: value}))
+
+    axes: list[tuple[str, Sequence[float], Callable]] = [
+        ("beta0", BETA0, weight("beta0")),
+        ("alpha1", ALPHA1, weight("alpha1")),
+        ("components", COMPONENTS, refit_mixture),
+    ]
+    total = sum(len(values) - 1 for _, values, _ in axes)
+    with tqdm(total=total, desc="tune", unit="setting", leave=False, disable=None) as bar:
+        for name, values, change in axes:
+            for value in values:
+                if value == getattr(best.settings, name):
+                    continue
+                candidate = change(best, value)
+                reached = reach(candidate)
+                if reached > highest:
+                    best, highest = candidate, reached
+                bar.update()
     return replace(best, tuned_on="synthetic-validation" if oracle is None else "oracle")

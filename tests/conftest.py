@@ -8,6 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.pretrained import load_extractor
+
 jax.config.update("jax_platforms", "cpu")
 
 
@@ -31,3 +34,9 @@ def resnet18_trunk() -> Path:
     if not path.is_file():
         pytest.skip("the real ResNet-18 trunk is not here (set F2PAD_REAL_DATA)")
     return path
+
+
+@pytest.fixture(scope="session")
+def lite0() -> Extractor:
+    """EfficientNet-Lite0 with its real weights, which are a dependency of the package."""
+    return load_extractor("efficientnet_lite0")

@@ -19,6 +19,7 @@ class Detector(NamedTuple):
       summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4) or (7).
       localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
       local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
+      anchored: whether `localize` depends on the features of n⁽⁰⁾ at all.
       level: index of the feature map whose grid the scores lie on.
     """
 
@@ -28,21 +29,30 @@ class Detector(NamedTuple):
     summands: Callable
     localize: Callable
     local_scores: Callable
+    anchored: bool
     level: int
 
 
 DETECTORS = {
     "padim": Detector(
-        "padim", padim.fit, padim.score, padim.squared_distances, padim.localize, padim.local_scores, 0
+        name="padim",
+        fit=padim.fit,
+        score=padim.score,
+        summands=padim.squared_distances,
+        localize=padim.localize,
+        local_scores=padim.local_scores,
+        anchored=False,
+        level=0,
     ),
     "patchcore": Detector(
-        "patchcore",
-        patchcore.fit,
-        patchcore.score,
-        patchcore.score,
-        patchcore.localize,
-        patchcore.local_scores,
-        1,
+        name="patchcore",
+        fit=patchcore.fit,
+        score=patchcore.score,
+        summands=patchcore.score,
+        localize=patchcore.localize,
+        local_scores=patchcore.local_scores,
+        anchored=True,
+        level=1,
     ),
 }
 

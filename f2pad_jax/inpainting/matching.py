@@ -25,7 +25,7 @@ FAR = 0.02  # weight of pixels far from the region, which settles a part's pose
 
 def surroundings_weight(region: np.ndarray) -> np.ndarray:
     """How much each pixel outside the region counts in a comparison: (H, W) float32, zero inside."""
-    distance = distance_transform_edt(~region)
+    distance = np.asarray(distance_transform_edt(~region))
     return np.where(region, 0.0, FAR + np.exp(-np.square(distance / RING) / 2)).astype(np.float32)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 
 class ScaleByAdanState(NamedTuple):
@@ -20,7 +21,7 @@ class ScaleByAdanState(NamedTuple):
 
 
 def scale_by_adan(
-    b1: float = 0.98, b2: float = 0.92, b3: float = 0.99, eps: float = 1e-8
+    b1: float = 0.98, b2: float = 0.92, b3: float = 0.99, eps: ArrayLike = 1e-8
 ) -> optax.GradientTransformation:
     r"""Rescales gradients by the Adan rule.
 
@@ -48,7 +49,7 @@ def scale_by_adan(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return ScaleByAdanState(jnp.zeros((), jnp.int32), zeros, zeros, zeros, zeros)
 
-    def update(updates: optax.Updates, state: ScaleByAdanState, params: optax.Params | None = None):
+    def update(updates: optax.Updates, state: Any, params: optax.Params | None = None):
         del params
         count = state.count + 1
         first = state.count == 0
@@ -71,7 +72,7 @@ def scale_by_adan(
     return optax.GradientTransformation(init, update)
 
 
-def adan_denominator(state: ScaleByAdanState, *, b3: float = 0.99, eps: float = 1e-8) -> optax.Updates:
+def adan_denominator(state: ScaleByAdanState, *, b3: float = 0.99, eps: ArrayLike = 1e-8) -> Any:
     """The metric of the last step, √(n / (1 − b3ᵗ)) + ε: shapes of the parameters, units of the gradient."""
     correct = 1 - b3 ** jnp.maximum(state.count, 1)
     return jax.tree.map(lambda n: jnp.sqrt(n / correct) + eps, state.square)

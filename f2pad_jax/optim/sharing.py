@@ -6,17 +6,20 @@ convolution: the same linear map of the gradient in every iteration.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
+
+ROWS = 16  # of a block that `share` works on at a time
 
 
-def _shifts(image: jax.Array, radius: int, fill: float):
-    """The (2r + 1)² shifted views of an (H, W, C) array, in row-major order of the offset."""
-    height, width = image.shape[:2]
-    padded = jnp.pad(image, ((radius, radius), (radius, radius), (0, 0)), constant_values=fill)
-    side = 2 * radius + 1
-    return [padded[i : i + height, j : j + width] for i in range(side) for j in range(side)]
+def _offsets(count: int) -> list[tuple[int, int]]:
+    """Rows and columns of the neighbourhood's corners in a picture padded by its radius, row-major."""
+    side = round(count**0.5)
+    return [(row, column) for row in range(side) for column in range(side)]
 
 
 def sharing_weights(
@@ -33,20 +36,20 @@ def sharing_weights(
       sigma_colour: σ1 in squared normalised colour units.
 
     Returns:
-      (H, W, (2·radius + 1)²) float32, offsets in row-major order.
+      (H, K, W) float32 for the K = (2·radius + 1)² offsets in row-major order. Offsets lie between the axes of
+      the picture, where `share` reads its memory in order.
     """
-    inside = jnp.ones(image.shape[:2] + (1,), image.dtype)
-    offsets = jnp.arange(-radius, radius + 1, dtype=jnp.float32)
-    space = jnp.exp(-(offsets[:, None] ** 2 + offsets[None, :] ** 2) / sigma_space).reshape(-1)
-    colour = jnp.stack(
-        [
-            jnp.exp(-jnp.sum(jnp.square(shifted - image), axis=-1) / sigma_colour) * present[..., 0]
-            for shifted, present in zip(_shifts(image, radius, 0.0), _shifts(inside, radius, 0.0), strict=True)
-        ],
-        axis=-1,
-    )
-    weights = space * colour
-    return weights / jnp.sum(weights, axis=-1, keepdims=True)
+    height, width = image.shape[:2]
+    border = ((radius, radius), (radius, radius), (0, 0))
+    padded, inside = jnp.pad(image, border), jnp.pad(jnp.ones((height, width, 1), image.dtype), border)
+    weights = []
+    for i, j in _offsets((2 * radius + 1) ** 2):
+        here = slice(i, i + height), slice(j, j + width)
+        space = ((i - radius) ** 2 + (j - radius) ** 2) / sigma_space
+        colour = jnp.sum(jnp.square(padded[here] - image), axis=-1) / sigma_colour
+        weights.append(jnp.exp(-space - colour) * inside[here][..., 0])
+    stacked = jnp.stack(weights, axis=1)
+    return stacked / jnp.sum(stacked, axis=1, keepdims=True)
 
 
 def share(gradient: jax.Array, weights: jax.Array) -> jax.Array:
@@ -54,18 +57,28 @@ def share(gradient: jax.Array, weights: jax.Array) -> jax.Array:
 
     Args:
       gradient: ∇F, (H, W, C).
-      weights: of `sharing_weights`, (H, W, K) with K an odd square.
+      weights: of `sharing_weights`, (H, K, W) with K an odd square.
 
     Returns:
       (H, W, C); beyond the border the gradient counts as zero.
     """
-    side = round(weights.shape[-1] ** 0.5)
-    shifted = _shifts(gradient, side // 2, 0.0)
-    return sum(
-        (weights[..., k : k + 1] * view for k, view in enumerate(shifted)), start=jnp.zeros_like(gradient)
-    )
+    height, count, width = weights.shape
+    radius, rows = round(count**0.5) // 2, math.gcd(height, ROWS)
+    padded = jnp.pad(gradient.swapaxes(1, 2), ((radius, radius), (0, 0), (radius, radius)))
+
+    def block(top: jax.Array) -> jax.Array:
+        near = lax.dynamic_slice_in_dim(padded, top, rows + 2 * radius)
+        own = lax.dynamic_slice_in_dim(weights, top, rows)
+        total = jnp.zeros((rows, gradient.shape[-1], width), gradient.dtype)
+        for k, (i, j) in enumerate(_offsets(count)):
+            total = total + own[:, k, None] * near[i : i + rows, :, j : j + width]
+        return total
+
+    # A loop over blocks of rows: without it XLA computes the sum anew for every later use of it.
+    shared = lax.map(block, jnp.arange(0, height, rows))
+    return shared.reshape(height, -1, width).swapaxes(1, 2)
 
 
 def share_gradients(weights: jax.Array) -> optax.GradientTransformation:
     """`share` as a stateless optax transformation for parameters of shape (H, W, C)."""
-    return optax.stateless(lambda updates, _: jax.tree.map(lambda g: share(g, weights), updates))
+    return optax.stateless(lambda updates, params=None: jax.tree.map(lambda g: share(g, weights), updates))

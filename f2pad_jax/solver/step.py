@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def step(
 ) -> tuple[State, Info]:
     """One iteration on one image; batches are the caller's `vmap`.
 
-    A loss or gradient that is not finite leaves n as it was and sets the status.
+    A loss, gradient or n that is not finite leaves n as it was and sets the status.
     """
     proximal = method.sparsity == "proximal"
     active = state.count >= rates.warm_up
@@ -121,7 +121,15 @@ def step(
         return smooth if proximal else smooth + parts.sparsity, parts
 
     (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
-    direction, moments = optimiser(problem, rates).update(gradient, state.optimiser)
+    # Adan's long memory would go on pushing pixels away from x: it starts afresh when sparsity sets in.
+    transform = optimiser(problem, rates)
+    remembered = jax.tree.map(
+        lambda kept, fresh: jnp.where(state.count == rates.warm_up, fresh, kept),
+        state.optimiser,
+        transform.init(state.normal),
+    )
+    update: tuple[Any, Any] = transform.update(gradient, remembered)
+    direction, moments = update
     anomaly = problem.image - state.normal
     size = jnp.broadcast_to(jnp.asarray(rates.rate, jnp.float32), anomaly.shape)
     if method.step_size == "adaptive":
@@ -132,7 +140,7 @@ def step(
         metric = jnp.mean(adan_denominator(moments[-1], eps=rates.damping) / size, axis=-1)
         normal = problem.image - prox_log_penalty(problem.image - normal, beta / metric)
     normal = project(normal, problem.image, problem.region)
-    value = sum(parts, start=jnp.float32(0))
+    value = jnp.sum(jnp.stack(parts))
     tolerance = rates.tolerance * jnp.sum(problem.region)
     # F changes its meaning when sparsity sets in, so progress is counted from there.
     progress = jax.tree.map(
@@ -140,7 +148,7 @@ def step(
         track_progress(state.progress, value, tolerance),
         no_progress(),
     )
-    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient))
+    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(normal))
     status = jnp.where(progress.stale >= rates.patience, CONVERGED, RUNNING)
     status = jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
     normal = jnp.where(finite, normal, state.normal)

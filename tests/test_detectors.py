@@ -1,0 +1,383 @@
+"""PaDiM and PatchCore against SciPy, scikit-learn, torch and brute force, on random features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import ndimage
+from scipy.spatial.distance import mahalanobis
+from sklearn.metrics import pairwise_distances
+from sklearn.neighbors import NearestNeighbors
+
+from f2pad_jax.detectors import DETECTORS, get_detector, padim, patchcore
+from f2pad_jax.errors import InputError
+
+CHANNELS = (6, 5, 4)
+SIDES = (8, 4, 2)
+Maps = tuple[np.ndarray, ...]
+
+
+def draw_maps(count: int, seed: int = 0) -> Maps:
+    """Features whose channels have different means and scales, as those of linear bottlenecks have."""
+    rng = np.random.default_rng(seed)
+    return tuple(
+        (rng.standard_normal((count, side, side, width)) * np.geomspace(0.3, 3, width) + 1.5).astype(np.float32)
+        for side, width in zip(SIDES, CHANNELS, strict=True)
+    )
+
+
+def one(maps: Maps, index: int = 0) -> tuple[jax.Array, ...]:
+    return tuple(jnp.asarray(m[index]) for m in maps)
+
+
+def repeated(maps: Maps) -> np.ndarray:
+    """All channels on the finest grid by Kronecker products: (N, H_1, W_1, D) float64."""
+    grown = [np.kron(m.astype(float), np.ones((1, SIDES[0] // m.shape[1], SIDES[0] // m.shape[2], 1))) for m in maps]
+    return np.concatenate(grown, axis=-1)
+
+
+def regulariser(maps: Maps, channels: np.ndarray) -> float:
+    variances = np.concatenate([m.astype(float).reshape(-1, m.shape[-1]).var(axis=0) for m in maps])
+    return 0.01 * variances[channels].mean()
+
+
+def inverse_covariance(maps: Maps, channels: np.ndarray, i: int, j: int) -> np.ndarray:
+    covariance = np.cov(repeated(maps)[:, i, j][:, channels], rowvar=False)
+    return np.linalg.inv(covariance + regulariser(maps, channels) * np.eye(len(channels)))
+
+
+# PaDiM
+
+
+def test_the_references_channels() -> None:
+    subset = padim.channel_subset(448)
+    assert subset[:12].tolist() == [408, 9, 247, 435, 199, 165, 424, 405, 266, 51, 227, 262]
+    assert subset.sum() == 23181
+    assert np.histogram(subset, bins=[0, 64, 192, 448])[0].tolist() == [18, 23, 59]
+    assert len(set(subset.tolist())) == 100
+    assert padim.channel_subset(176).tolist() == list(range(176))
+    assert len(padim.channel_subset(448, kept=448)) == 448
+
+
+def test_padims_embedding_repeats_coarser_maps() -> None:
+    maps = draw_maps(2)
+    channels = np.array([14, 0, 7, 3, 11])
+    embedded = padim.embed(one(maps), jnp.asarray(channels))
+    np.testing.assert_array_equal(embedded, repeated(maps)[0][..., channels].astype(np.float32))
+
+
+@pytest.mark.parity
+def test_padims_embedding_is_the_references_unfolding() -> None:
+    torch = pytest.importorskip("torch")
+
+    def concatenate(fine, coarse):
+        """`embedding_concat` of the reference code, restated: unfold, append to each phase, fold."""
+        stride = fine.shape[-1] // coarse.shape[-1]
+        phases = torch.nn.functional.unfold(fine, stride, stride=stride)
+        phases = phases.view(len(fine), fine.shape[1], stride**2, *coarse.shape[-2:])
+        phases = torch.cat([phases, coarse[:, :, None].expand(-1, -1, stride**2, -1, -1)], dim=1)
+        merged = phases.reshape(len(fine), -1, coarse.shape[-2] * coarse.shape[-1])
+        return torch.nn.functional.fold(merged, fine.shape[-2:], stride, stride=stride)
+
+    maps = draw_maps(2)
+    fine, middle, coarse = (torch.from_numpy(m.transpose(0, 3, 1, 2).copy()) for m in maps)
+    wanted = concatenate(concatenate(fine, middle), coarse).numpy().transpose(0, 2, 3, 1)
+    embedded = padim.embed(one(maps, 1), jnp.arange(sum(CHANNELS)))
+    np.testing.assert_array_equal(embedded, wanted[1])
+
+
+@pytest.mark.parametrize(("count", "kept"), [(40, None), (16, None), (15, None), (9, None), (2, None), (12, 7), (7, 7)])
+def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
+    maps, test = draw_maps(count), draw_maps(1, seed=9)
+    params = padim.fit(maps, channels=kept)
+    channels = np.asarray(params["channels"])
+    assert len(channels) == (kept or 15)
+    assert ("precision" in params) == (count > len(channels))
+    scores, squares = padim.score(params, one(test)), padim.squared_distances(params, one(test))
+    for i, j in [(0, 0), (0, 7), (3, 4), (7, 2)]:
+        mean = repeated(maps)[:, i, j][:, channels].mean(axis=0)
+        inverse = inverse_covariance(maps, channels, i, j)
+        wanted = mahalanobis(repeated(test)[0, i, j][channels], mean, inverse)
+        np.testing.assert_allclose(scores[i, j], wanted, rtol=1e-4)
+        np.testing.assert_allclose(squares[i, j], wanted**2, rtol=2e-4)
+
+
+def test_padims_low_rank_form_equals_the_full_one() -> None:
+    maps, test = draw_maps(9), draw_maps(1, seed=9)
+    low = padim.fit(maps)
+    assert low["basis"].shape == (64, 15, 8)
+    channels = np.arange(15)
+    dense = [inverse_covariance(maps, channels, i, j) for i, j in np.ndindex(8, 8)]
+    full = {k: low[k] for k in ("channels", "mean")} | {"precision": jnp.asarray(np.stack(dense), jnp.float32)}
+
+    def both(params: padim.Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return jax.value_and_grad(lambda m: padim.squared_distances(params, m).sum())(one(test))
+
+    for found, wanted in zip(jax.tree.leaves(both(low)), jax.tree.leaves(both(full)), strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4 * np.abs(wanted).max())
+
+
+def test_padims_cut_basis_never_lowers_a_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps, test = draw_maps(12), one(draw_maps(1, seed=9))
+    exact = np.asarray(padim.squared_distances(padim.fit(maps), test))
+    monkeypatch.setattr(padim, "MAX_RANK", 5)
+    cut = padim.fit(maps)
+    assert cut["basis"].shape[-1] == 5
+    assert (np.asarray(padim.squared_distances(cut, test)) > 0.999 * exact).all()
+
+
+def test_padim_takes_positions_where_training_features_agree() -> None:
+    maps = draw_maps(5)
+    for m in maps:
+        m[:, :1, :1] = m[:1, :1, :1]
+    params = padim.fit(maps)
+    distance = float(padim.squared_distances(params, one(draw_maps(1, seed=9)))[0, 0])
+    delta = repeated(draw_maps(1, seed=9))[0, 0, 0] - repeated(maps)[0, 0, 0]
+    np.testing.assert_allclose(distance, delta @ delta / regulariser(maps, np.arange(15)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("count", [40, 9])
+def test_padims_gradient_is_twice_the_whitened_difference(count: int) -> None:
+    maps, test = draw_maps(count), draw_maps(1, seed=9)
+    params = padim.fit(maps)
+    weight = np.random.default_rng(0).standard_normal((8, 8))
+    found = jax.grad(lambda m: jnp.sum(weight * padim.squared_distances(params, m)))(one(test))
+    wanted = np.zeros((8, 8, 15))
+    for i, j in np.ndindex(8, 8):
+        delta = repeated(test)[0, i, j] - repeated(maps)[:, i, j].mean(axis=0)
+        wanted[i, j] = 2 * weight[i, j] * inverse_covariance(maps, np.arange(15), i, j) @ delta
+    start = 0
+    for gradient in found:
+        side, width = gradient.shape[0], gradient.shape[-1]
+        part = wanted[..., start : start + width]
+        summed = part.reshape(side, 8 // side, side, 8 // side, width).sum((1, 3))
+        np.testing.assert_allclose(gradient, summed, atol=3e-4 * np.abs(wanted).max())
+        start += width
+
+
+def test_all_of_resnet18s_channels_fit_into_memory() -> None:
+    """448 channels, 209 images, 224²: what the compiled functions hold at once, without holding it."""
+
+    def array(*shape: int, dtype: type = np.float32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    positions, rank = 56 * 56, min(209 - 1, padim.MAX_RANK)
+    params = {
+        "channels": array(448, dtype=np.int32),
+        "mean": array(positions, 448),
+        "basis": array(positions, 448, rank),
+        "gain": array(positions, rank),
+        "floor": array(),
+    }
+    maps = array(56, 56, 64), array(28, 28, 128), array(14, 14, 256)
+
+    def total(params: padim.Params, maps: tuple[jax.Array, ...]) -> jax.Array:
+        return padim.squared_distances(params, maps).sum()
+
+    assert jax.eval_shape(padim.squared_distances, params, maps).shape == (56, 56)
+    for function in (padim.score, jax.value_and_grad(total, argnums=1)):
+        memory: Any = jax.jit(function).lower(params, maps).compile().memory_analysis()
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+        assert memory.argument_size_in_bytes > positions * 448 * rank * 4
+        assert held < 2 * 2**30
+
+
+# PatchCore
+
+
+def locally_averaged(maps: Maps, index: int) -> list[np.ndarray]:
+    mean = np.full((3, 3, 1), 1 / 9)
+    return [ndimage.convolve(m[index].astype(float), mean, mode="nearest") for m in maps[1:]]
+
+
+def test_patchcores_embedding_is_scipys_mean_and_bilinear_growth() -> None:
+    maps = draw_maps(1)
+    fine, coarse = locally_averaged(maps, 0)
+    # Bilinear with half-pixel centres: output k reads (k + ½)/2 − ½, the border repeated.
+    places = np.clip((np.arange(4) + 0.5) / 2 - 0.5, 0, 1)
+    matrix = np.stack([1 - places, places], axis=1)
+    grown = np.einsum("ai,bj,ijc->abc", matrix, matrix, coarse)
+    scale = np.linspace(0.5, 2, 9)
+    wanted = np.concatenate([fine, grown], axis=-1) / scale
+    np.testing.assert_allclose(patchcore.embed(one(maps), jnp.asarray(scale)), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parity
+def test_patchcores_embedding_is_torchs() -> None:
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    rng = np.random.default_rng(0)
+    maps = tuple(rng.standard_normal((1, side, side, 3)).astype(np.float32) for side in (24, 12, 6, 3))
+    pooled = [
+        functional.avg_pool2d(
+            functional.pad(torch.from_numpy(m.transpose(0, 3, 1, 2).copy()), (1,) * 4, mode="replicate"), 3, 1
+        )
+        for m in maps[1:]
+    ]
+    grown = [functional.interpolate(m, size=(12, 12), mode="bilinear", align_corners=False) for m in pooled]
+    wanted = torch.cat(grown, dim=1)[0].numpy().transpose(1, 2, 0)
+    found = patchcore.embed(one(maps), jnp.ones(9))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("first", [0, 17])
+def test_the_coreset_is_the_greedy_one(first: int) -> None:
+    points = np.random.default_rng(first).standard_normal((300, 6)).astype(np.float32)
+    distances = pairwise_distances(points.astype(float))
+    taken = [first]
+    while len(taken) < 40:
+        taken.append(int(distances[:, taken].min(axis=1).argmax()))
+    found = patchcore.greedy_coreset(jnp.asarray(points), 40, jnp.int32(first))
+    assert found.tolist() == taken
+
+
+def test_the_whole_set_is_its_own_coreset() -> None:
+    points = jnp.asarray(np.random.default_rng(0).standard_normal((30, 3)), jnp.float32)
+    assert sorted(patchcore.greedy_coreset(points, 30, jnp.int32(4)).tolist()) == list(range(30))
+
+
+def test_the_bank_holds_training_patches() -> None:
+    maps = draw_maps(6)
+    params = patchcore.fit(maps, ratio=0.25, seed=3)
+    deviations = [m.astype(float).reshape(-1, m.shape[-1]).var(axis=0).mean() ** 0.5 for m in maps[1:]]
+    np.testing.assert_allclose(params["scale"], np.repeat(deviations, CHANNELS[1:]), rtol=1e-5)
+    patches = np.concatenate([patchcore.embed(one(maps, k), params["scale"]).reshape(16, 9) for k in range(6)])
+    bank = np.asarray(params["bank"])
+    assert bank.shape == (24, 9)
+    distances = pairwise_distances(bank.astype(float), patches.astype(float))
+    np.testing.assert_allclose(distances.min(axis=1), 0, atol=1e-5)
+    assert len(set(distances.argmin(axis=1).tolist())) == 24
+    np.testing.assert_allclose(params["norm"], np.square(bank).sum(axis=-1), rtol=1e-6)
+    # Covering by greedy k-centers beats a random choice of as many patches.
+    rest = pairwise_distances(patches, bank).min(axis=1).max()
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        chosen = patches[rng.choice(96, 24, replace=False)]
+        assert rest < pairwise_distances(patches, chosen).min(axis=1).max()
+
+
+def test_the_bank_depends_on_the_seed_alone_and_has_a_limit() -> None:
+    maps = draw_maps(4)
+    first, again, other = (np.asarray(patchcore.fit(maps, seed=seed)["bank"]) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert first.shape == (6, 9)
+    assert not np.array_equal(first, other)
+    assert patchcore.fit(maps, limit=3)["bank"].shape == (3, 9)
+    assert patchcore.fit(draw_maps(1), ratio=1e-6)["bank"].shape == (1, 9)
+
+
+def test_patchcores_score_is_scikit_learns_nearest_neighbour() -> None:
+    params = patchcore.fit(draw_maps(10), ratio=0.5)
+    test = draw_maps(1, seed=9)
+    features = np.asarray(patchcore.embed(one(test), params["scale"]), float).reshape(16, 9)
+    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.asarray(params["bank"], float))
+    wanted = neighbours.kneighbors(features)[0][:, 0] ** 2
+    np.testing.assert_allclose(patchcore.score(params, one(test)), wanted.reshape(4, 4), rtol=2e-5)
+
+
+def test_a_training_patch_in_the_bank_scores_zero() -> None:
+    maps = draw_maps(3)
+    params = patchcore.fit(maps, ratio=1.0)
+    scores = np.asarray(patchcore.score(params, one(maps)))
+    assert scores.min() >= 0
+    np.testing.assert_allclose(scores, 0, atol=1e-4)
+
+
+POSITIONS = jnp.asarray([0, 3, 6, 15, 6], jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def local_case() -> tuple[patchcore.Params, patchcore.Params, np.ndarray]:
+    """A bank of 160, the candidates at some positions of one image, and their choice by brute force."""
+    params = patchcore.fit(draw_maps(20), ratio=0.5)
+    start = one(draw_maps(1, seed=9))
+    local = patchcore.localize(params, start, POSITIONS)
+    features = np.asarray(patchcore.embed(start, params["scale"]), float).reshape(16, 9)[POSITIONS]
+    order = pairwise_distances(features, np.asarray(params["bank"], float)).argsort(axis=1)[:, :50]
+    return params, local, np.asarray(params["bank"])[order]
+
+
+def test_the_candidates_are_the_fifty_nearest(
+    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+) -> None:
+    params, local, wanted = local_case
+    assert params["bank"].shape == (160, 9)
+    assert local["candidates"].shape == (5, 50, 9)
+    for found, brute in zip(np.asarray(local["candidates"]), wanted, strict=True):
+        assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in brute.tolist()}
+
+
+def test_local_scores_are_the_nearest_candidates(
+    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+) -> None:
+    params, local, candidates = local_case
+    exact = 0
+    for step in (0.0, 0.2, 1.0):
+        moved = tuple(a + step * b for a, b in zip(one(draw_maps(1, 9)), one(draw_maps(1, 11)), strict=True))
+        features = np.asarray(patchcore.embed(moved, params["scale"]), float).reshape(16, 9)[POSITIONS]
+        dense = np.square(features[:, None] - candidates).sum(axis=-1).min(axis=1)
+        found = np.asarray(patchcore.local_scores(local, moved, POSITIONS))
+        np.testing.assert_allclose(found, dense, rtol=1e-5)
+        whole = np.asarray(patchcore.score(params, moved)).reshape(-1)[POSITIONS]
+        assert (found > whole - 1e-3).all()
+        among = np.isclose(found, whole, rtol=1e-4)
+        bank = np.asarray(params["bank"])
+        nearest = bank[pairwise_distances(features, bank.astype(float)).argmin(axis=1)]
+        held = (candidates == nearest[:, None]).all(axis=-1).any(axis=-1)
+        np.testing.assert_array_equal(among, held)  # exact just where the true nearest is a candidate
+        exact += held.sum()
+        assert held.all() or step > 0
+    assert exact >= 8
+
+
+def test_patchcores_gradient_points_away_from_the_nearest(
+    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+) -> None:
+    params, local, candidates = local_case
+    test = one(draw_maps(1, seed=12))
+    weight = np.array([1.0, -2.0, 0.5, 3.0, 1.0])
+    found = jax.grad(lambda maps: jnp.sum(weight * patchcore.local_scores(local, maps, POSITIONS)))(test)
+    embedded, pull = jax.vjp(lambda maps: patchcore.embed(maps, params["scale"]), test)
+    features = np.asarray(embedded, float).reshape(16, 9)[POSITIONS]
+    nearest = np.square(features[:, None] - candidates).sum(axis=-1).argmin(axis=1)
+    cotangent = np.zeros((16, 9))
+    difference = features - candidates[np.arange(5), nearest]
+    np.add.at(cotangent, np.asarray(POSITIONS), 2 * weight[:, None] * difference)
+    (wanted,) = pull(jnp.asarray(cotangent.reshape(4, 4, 9), jnp.float32))
+    np.testing.assert_array_equal(found[0], 0)
+    for gradient, brute in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(gradient, brute, atol=1e-5)
+    assert np.abs(found[1]).max() > 0.1
+
+
+# Both
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize("count", [40, 8])
+def test_local_scores_are_the_summands_at_their_positions(name: str, count: int) -> None:
+    detector = get_detector(name)
+    params = detector.fit(draw_maps(count))
+    test = one(draw_maps(1, seed=9))
+    side = SIDES[detector.level]
+    positions = jnp.asarray([side * side - 1, 0, 5, 9, 5], jnp.int32)
+    local = detector.localize(params, test, positions)
+    weight = jnp.asarray([1.0, 2.0, -1.0, 0.5, 3.0])
+
+    def at_positions(scores: Callable[[tuple[jax.Array, ...]], jax.Array]):
+        return jax.value_and_grad(lambda maps: jnp.sum(weight * scores(maps)))(test)
+
+    found = at_positions(lambda maps: detector.local_scores(local, maps, positions))
+    wanted = at_positions(lambda maps: detector.summands(params, maps).reshape(-1)[positions])
+    for one_leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one_leaf, other, rtol=1e-4, atol=1e-4 * (1 + np.abs(other).max()))
+
+
+def test_an_unknown_detector_is_refused() -> None:
+    with pytest.raises(InputError, match=r"no detector is called 'cflow'; choose one of padim, patchcore"):
+        get_detector("cflow")

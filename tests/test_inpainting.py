@@ -1,0 +1,237 @@
+"""The harmonic fill against a dense solve and its theorems, the matching one where the truth is known."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from scipy import ndimage
+
+from f2pad_jax.inpainting import harmonic_fill, matching_fill
+from f2pad_jax.inpainting.matching import search, surroundings_weight
+
+SIDE = 64
+CORNER = 100  # of the true crop in the photograph
+COLOUR = np.array([1, 0.8, 0.6], np.float32)
+Region = np.ndarray
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+# Harmonic
+
+
+def ragged_region(rng: np.random.Generator, *, border: bool) -> Region:
+    region = np.zeros((14, 17), bool)
+    inner = region if border else region[2:-2, 2:-2]
+    inner |= rng.random(inner.shape) < 0.5
+    return region
+
+
+def dense_harmonic(image: np.ndarray, region: Region) -> np.ndarray:
+    """One dense linear system: known pixels are kept, the others are the means of their neighbours."""
+    height, width = region.shape
+    matrix, right = np.eye(region.size), image.reshape(region.size, -1).astype(float)
+    for i, j in zip(*np.nonzero(region), strict=True):
+        near = [(i - 1, j), (i + 1, j), (i, j - 1), (i, j + 1)]
+        near = [r * width + c for r, c in near if 0 <= r < height and 0 <= c < width]
+        matrix[i * width + j, near] = -1 / len(near)
+        right[i * width + j] = 0
+    return np.linalg.solve(matrix, right).reshape(image.shape)
+
+
+@pytest.mark.parametrize("border", [False, True])
+def test_the_harmonic_fill_is_the_dense_solution(rng: np.random.Generator, *, border: bool) -> None:
+    image = rng.standard_normal((14, 17, 3)).astype(np.float32)
+    region = ragged_region(rng, border=border)
+    before = image.copy()
+    filled = harmonic_fill(image, region)
+    np.testing.assert_allclose(filled, dense_harmonic(image, region), atol=1e-6)
+    np.testing.assert_array_equal(filled[~region], image[~region])
+    np.testing.assert_array_equal(image, before)
+    assert filled.dtype == np.float32
+
+
+def test_the_laplacian_vanishes_and_the_maximum_is_on_the_border(rng: np.random.Generator) -> None:
+    image = rng.standard_normal((20, 20, 2)).astype(np.float32)
+    region = np.zeros((20, 20), bool)
+    region[4:15, 5:17] = True
+    filled = harmonic_fill(image, region).astype(float)
+    for channel in range(2):
+        laplacian = ndimage.laplace(filled[..., channel])
+        np.testing.assert_allclose(laplacian[region], 0, atol=3e-6)
+        rim = image[..., channel][ndimage.binary_dilation(region) & ~region]
+        inside = filled[..., channel][region]
+        assert rim.min() < inside.min()
+        assert inside.max() < rim.max()
+
+
+def test_ramps_are_continued_exactly(rng: np.random.Generator) -> None:
+    row, column = np.mgrid[0:18, 0:22]
+    ramp = np.stack([0.1 * row, 0.3 - 0.2 * column, 0.05 * row + 0.1 * column], axis=-1).astype(np.float32)
+    region = np.zeros(row.shape, bool)
+    region[1:-1, 1:-1] = rng.random((16, 20)) < 0.8
+    broken = np.where(region[..., None], np.float32(9), ramp)
+    np.testing.assert_allclose(harmonic_fill(broken, region), ramp, atol=2e-6)
+
+
+def test_nothing_and_everything_to_fill(rng: np.random.Generator) -> None:
+    image = rng.standard_normal((6, 7, 3)).astype(np.float32)
+    np.testing.assert_array_equal(harmonic_fill(image, np.zeros((6, 7), bool)), image)
+    whole = harmonic_fill(image, np.ones((6, 7), bool))
+    np.testing.assert_allclose(whole, np.broadcast_to(image.mean(axis=(0, 1)), image.shape), atol=1e-6)
+
+
+# Matching
+
+
+@pytest.fixture(scope="module")
+def photograph() -> np.ndarray:
+    return (skimage.data.gravel() / 255 * 4 - 2).astype(np.float32)
+
+
+def crop(photograph: np.ndarray, row: int, column: int) -> np.ndarray:
+    return photograph[row : row + SIDE, column : column + SIDE, None] * COLOUR
+
+
+@pytest.fixture(scope="module")
+def case(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray, Region]:
+    """The truth, the picture with one wild colour in the region, and the region."""
+    truth = crop(photograph, CORNER, CORNER)
+    region = np.zeros((SIDE, SIDE), bool)
+    region[24:38, 28:44] = True
+    region[30:42, 20:30] = True
+    return truth, np.where(region[..., None], np.array([2.0, -1.5, 1.0], np.float32), truth), region
+
+
+def among_others(photograph: np.ndarray, picture: np.ndarray) -> np.ndarray:
+    others = [crop(photograph, *corner) for corner in ((300, 40), (250, 330), (20, 400))]
+    return np.stack([*others[:2], picture, others[2]])
+
+
+def errors(filled: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> np.ndarray:
+    truth, broken, region = case
+    np.testing.assert_array_equal(filled[~region], broken[~region])
+    assert filled.dtype == np.float32
+    return np.abs(filled - truth)[region]
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_turned_picture_gives_the_region_back_exactly(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], turns: int
+) -> None:
+    truth, broken, region = case
+    normals = among_others(photograph, np.rot90(truth, turns))
+    np.testing.assert_allclose(errors(matching_fill(broken, region, normals), case), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [(0, 4), (8, -4), (5, -3), (-7, 2), (1, 1)])
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_shifted_picture_gives_the_region_back(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], shift: tuple[int, int], turns: int
+) -> None:
+    _, broken, region = case
+    moved = crop(photograph, CORNER + shift[0], CORNER + shift[1])
+    filled = matching_fill(broken, region, among_others(photograph, np.rot90(moved, turns)))
+    # A grey level is 0.016 here; interpolation at a place that is not quite whole leaves about one.
+    assert np.sqrt(np.mean(errors(filled, case) ** 2)) < 0.012
+    assert np.sqrt(np.mean(errors(harmonic_fill(broken, region), case) ** 2)) > 0.3
+
+
+@pytest.mark.parametrize("pose", ["half a pixel", "four degrees"])
+def test_a_part_of_a_pixel_and_a_few_degrees_come_close(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], pose: str
+) -> None:
+    _, broken, region = case
+    if pose == "half a pixel":
+        moved, corner = ndimage.shift(photograph, (0.5, -0.5), order=3), (CORNER, CORNER)
+    else:
+        moved = ndimage.rotate(photograph, 4, reshape=False, order=3)
+        cos, sin = np.cos(np.deg2rad(4)), np.sin(np.deg2rad(4))
+        middle = CORNER + SIDE / 2 - 255.5
+        corner = [round(v + 255.5 - SIDE / 2) for v in (middle * (cos - sin), middle * (sin + cos))]
+    filled = matching_fill(broken, region, among_others(photograph, crop(moved, *corner)))
+    smooth = np.sqrt(np.mean(errors(harmonic_fill(broken, region), case) ** 2))
+    assert np.sqrt(np.mean(errors(filled, case) ** 2)) < 0.25 * smooth
+
+
+def test_a_brighter_picture_is_evened_out(photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+    truth, broken, region = case  # a grey level is 0.016
+    normals = np.stack([truth + np.array([0.2, -0.1, 0.15], np.float32)])
+    np.testing.assert_allclose(errors(matching_fill(broken, region, normals), case), 0, atol=0.016)
+
+
+def test_the_search_finds_picture_turn_and_shift(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]
+) -> None:
+    _, broken, region = case
+    moved = crop(photograph, CORNER - 8, CORNER + 4)
+    cost, shift = search(broken, surroundings_weight(region), among_others(photograph, np.rot90(moved, 3)))
+    cost = np.asarray(cost)
+    assert cost.shape == (4, 4)
+    assert np.unravel_index(cost.argmin(), cost.shape) == (1, 2)  # three quarter turns and one are none
+    np.testing.assert_array_equal(shift[1, 2], [8, -4])
+    assert cost[1, 2] < 0.1 * np.delete(cost.ravel(), 6).min()
+
+
+def test_the_searchs_cost_is_the_weighted_difference(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]
+) -> None:
+    """Correlation in the Fourier domain against a loop over shifts, away from partly covered cells."""
+    truth, _, _ = case
+    region = np.zeros((SIDE, SIDE), bool)
+    region[24:40, 28:44] = True  # whole cells of the coarse grid
+    weight = surroundings_weight(region)
+    normal = crop(photograph, 300, 40)
+    cost, shift = search(truth, weight, normal[None])
+
+    def pooled(array: np.ndarray) -> np.ndarray:
+        return array.reshape(16, 4, 16, 4, -1).mean((1, 3)).astype(float)
+
+    mass = pooled(weight[..., None])[..., 0]
+    colours = pooled(truth * weight[..., None]) / np.maximum(mass, 1e-6)[..., None]
+    small = pooled(normal)
+    lowest = np.inf
+    for down, right in np.ndindex(31, 31):
+        down, right = down - 15, right - 15
+        here = slice(max(0, -down), min(16, 16 - down)), slice(max(0, -right), min(16, 16 - right))
+        there = slice(max(0, down), min(16, 16 + down)), slice(max(0, right), min(16, 16 + right))
+        inside = np.zeros((16, 16), bool)
+        inside[here] = True
+        if not inside[6:10, 7:11].all() or mass[here].sum() <= 0.7 * mass.sum():
+            continue
+        difference = np.square(colours[here] - small[there]).sum(-1)
+        value = (mass[here] * difference).sum() / mass[here].sum()
+        if value < lowest:
+            lowest, place = value, (4 * down, 4 * right)
+    np.testing.assert_allclose(cost[0, 0], lowest, rtol=1e-3)
+    np.testing.assert_array_equal(shift[0, 0], place)
+
+
+def test_without_surroundings_the_fill_is_harmonic(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+    truth, _, _ = case
+    whole = np.ones((SIDE, SIDE), bool)
+    np.testing.assert_array_equal(matching_fill(truth, whole, truth[None]), harmonic_fill(truth, whole))
+
+
+def test_without_a_region_the_picture_is_returned(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+    truth, _, region = case
+    filled = matching_fill(truth, np.zeros_like(region), truth[None])
+    np.testing.assert_array_equal(filled, truth)
+    assert filled is not truth
+
+
+def test_the_weight_of_the_surroundings_falls_with_distance(
+    case: tuple[np.ndarray, np.ndarray, Region],
+) -> None:
+    _, _, region = case
+    weight = surroundings_weight(region)
+    assert weight.dtype == np.float32
+    np.testing.assert_array_equal(weight == 0, region)
+    beside, far = weight[31, 45], weight[0, 0]
+    assert far < 0.1 < 0.9 < beside
+    assert jnp.all(jnp.diff(weight[30, 44:]) <= 0)
