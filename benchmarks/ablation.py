@@ -26,9 +26,8 @@ VISIBLE = 0.45  # norm of a that counts where steps give no exact zeros: half th
 PENALISED: dict[str, Any] = {"sparsity": "gradient", "smallest": VISIBLE}
 VARIANTS: dict[str, dict[str, Any]] = {
     "default": {},
-    "start from the harmonic fill": {"start": "harmonic", "warm_up": 0},
-    "start from the matching fill": {"start": "matching", "warm_up": 0},
-    "PatchCore's candidates from x": {"candidates": "image"},
+    "start from the harmonic fill": {"start": "harmonic"},
+    "start from the matching fill": {"start": "matching"},
     "no warm-up": {"warm_up": 0},
     "penalty as a gradient, ‖a‖ > 0.45": PENALISED,
     "adaptive step size, Eq. (15)": {"step_size": "adaptive", "rate": 0.03},
@@ -42,7 +41,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "β0 = 1.5": {"beta0": 1.5},
     "β0 = 6": {"beta0": 6.0},
     "paper: matching fill, gradient penalty, adaptive, opening": PENALISED
-    | {"start": "matching", "warm_up": 0, "step_size": "adaptive", "rate": 0.03, "cleaning": "opening"},
+    | {"start": "matching", "step_size": "adaptive", "rate": 0.03, "cleaning": "opening"},
 }
 
 

@@ -89,7 +89,7 @@ def fill_alone(model: Model, category: Category) -> dict[str, float]:
     ):
         region = ndimage.binary_dilation(scores > model.region_threshold, iterations=model.settings.dilation)
         for kind, values in found.items():
-            start = denormalize(fill(normalize(image), region, model, kind=kind))
+            start = denormalize(fill(normalize(image), region, model, kind=kind).filled)
             difference = np.abs(image.astype(np.float32) - start).sum(axis=-1) / 255
             values.append(metrics.iou(difference > DIFFERENT, mask))
     return {kind: round(100 * float(np.mean(values)), 2) for kind, values in found.items()}

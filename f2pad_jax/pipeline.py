@@ -17,7 +17,7 @@ from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
-from f2pad_jax.inpainting import harmonic_fill, matching_fill
+from f2pad_jax.inpainting import Match, harmonic_fill, matching_fill
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
 from f2pad_jax.optim.sharing import sharing_weights
 from f2pad_jax.settings import Settings
@@ -55,19 +55,17 @@ class Segmentation(NamedTuple):
     seconds: float
 
 
-def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> np.ndarray:
-    """n⁽⁰⁾: the picture with the region replaced.
+def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> Match:
+    """The picture with the region replaced.
 
     Args:
       image: x, (H, W, 3) float32, ImageNet-normalised.
       region: (H, W) bool.
       model: its training pictures are the material of "matching".
-      kind: "image" (no replacement), "harmonic" or "matching".
+      kind: "harmonic" or "matching".
     """
-    if kind == "image":
-        return image
     if kind == "harmonic":
-        return harmonic_fill(image, region)
+        return Match(harmonic_fill(image, region), np.inf)
     return matching_fill(image, region, normalize(model.normals))
 
 
@@ -154,19 +152,26 @@ def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
 
 
 class Start(NamedTuple):
-    """Where a solve begins; both (S, S, 3) float32, ImageNet-normalised."""
+    """Where a solve begins; pictures are (S, S, 3) float32, ImageNet-normalised."""
 
     normal: np.ndarray  # n⁽⁰⁾
-    anchor: np.ndarray  # the picture whose features choose PatchCore's candidates M_ij
+    anchor: np.ndarray  # the filled picture, whose features choose PatchCore's candidates M_ij
+    warm_up: int  # iterations without sparsity
 
 
 def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
-    """Step 2: n⁽⁰⁾ as the settings want it, and a fill of the region for detectors that choose candidates."""
+    """Step 2: n⁽⁰⁾.
+
+    A fill that knows the part is the better start where it is right. Where no normal picture matches, as in
+    irregular textures, x itself is: its normal pixels are where they should be, and the anomalous ones leave x in
+    the warm-up.
+    """
     settings = model.settings
-    start = fill(image, region, model, kind=settings.start)
-    if settings.start != "image" or not get_detector(model.detector).anchored:
-        return Start(start, start)
-    return Start(start, fill(image, region, model, kind=settings.candidates))
+    filled, error = fill(image, region, model, kind="harmonic" if settings.start == "harmonic" else "matching")
+    from_image = settings.start == "image" or (settings.start == "auto" and error > settings.trusted)
+    if from_image:
+        return Start(image, filled, settings.warm_up)
+    return Start(filled, filled, 0)
 
 
 def find_mask(
@@ -185,7 +190,7 @@ def find_mask(
     """
     settings = model.settings
     problem = prepare(model, image, region, start.anchor, beta=settings.beta0)
-    solution = refine(model, problem, start.normal, limit=settings.limit, warm_up=settings.warm_up)
+    solution = refine(model, problem, start.normal, limit=settings.limit, warm_up=start.warm_up)
     changed = np.linalg.norm(image - np.asarray(solution.normal), axis=-1) > settings.smallest
     return clean(changed, kind=settings.cleaning), solution
 
@@ -194,7 +199,7 @@ def find_normal(model: Model, image: np.ndarray, mask: np.ndarray) -> np.ndarray
     """Step 6, re-estimation: minimises F without sparsity on the final mask only, from a fresh fill of it."""
     if not mask.any():
         return image
-    start = fill(image, mask, model, kind="matching")
+    start = fill(image, mask, model, kind="matching").filled
     problem = prepare(model, image, mask, start, beta=0.0)
     limit = model.settings.refine
     return np.asarray(refine(model, problem, start, limit=limit, warm_up=limit).normal)

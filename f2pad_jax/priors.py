@@ -23,9 +23,7 @@ class PixelMixture(NamedTuple):
     precision: jax.Array  # (Q, 3, 3), inverse covariances
 
 
-def fit_pixel_mixture(
-    images: np.ndarray, *, components: int = 8, sample: int = 20_000, seed: int = 0
-) -> PixelMixture:
+def fit_pixel_mixture(images: np.ndarray, *, components: int = 8, sample: int = 20_000, seed: int = 0) -> PixelMixture:
     """Fits Eq. (9) by EM (scikit-learn) on a random sample of pixels.
 
     Args:
@@ -41,34 +39,31 @@ def fit_pixel_mixture(
     # Grey pictures have singular colour covariances: the floor is half a grey level in normalised units.
     mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200, tol=1e-2)
     mixture.fit(pixels.astype(np.float64))
-    return PixelMixture(
-        jnp.asarray(mixture.means_, jnp.float32), jnp.asarray(mixture.precisions_, jnp.float32)
-    )
+    return PixelMixture(jnp.asarray(mixture.means_, jnp.float32), jnp.asarray(mixture.precisions_, jnp.float32))
 
 
 @jax.custom_vjp
 def pixel_mixture_distances(image: jax.Array, mixture: PixelMixture) -> jax.Array:
     """Squared Mahalanobis distance of each pixel to its nearest Gaussian, (H, W): the summand of Eq. (10).
 
-    Its gradient in the image, 2Λδ of the nearest Gaussian, is kept from the search for it. There is no forward mode.
+    Its gradient in the image, 2Λδ of the nearest Gaussian, is kept from the search. There is no forward mode.
     """
     return _nearest_gaussian(image, mixture)[0]
 
 
 def _nearest_gaussian(image: jax.Array, mixture: PixelMixture) -> tuple[jax.Array, jax.Array]:
     """The distances, (H, W), and Λδ of the nearest Gaussian, (H, W, 3)."""
-    channels = [image[..., c] for c in range(3)]
     nearest = jnp.full(image.shape[:-1], jnp.inf, image.dtype)
-    whitened = [jnp.zeros_like(nearest)] * 3
-    # Unrolled over Gaussians and channels, it is one pass over the picture: nothing of size (H, W, Q) is stored.
+    whitened = jnp.zeros_like(image)
+    # Unrolled over the Gaussians and with products written out, it is one pass over the picture.
     for mean, precision in zip(mixture.mean, mixture.precision, strict=True):
-        delta = [channels[c] - mean[c] for c in range(3)]
-        product = [sum(precision[c, k] * delta[k] for k in range(3)) for c in range(3)]
-        distance = sum(delta[c] * product[c] for c in range(3))
+        delta = image - mean
+        product = sum((delta[..., k, None] * precision[k] for k in range(3)), start=jnp.zeros_like(delta))
+        distance = sum((delta[..., k] * product[..., k] for k in range(3)), start=jnp.zeros_like(nearest))
         closer = distance < nearest
         nearest = jnp.where(closer, distance, nearest)
-        whitened = [jnp.where(closer, *pair) for pair in zip(product, whitened, strict=True)]
-    return nearest, jnp.stack(whitened, axis=-1)
+        whitened = jnp.where(closer[..., None], product, whitened)
+    return nearest, whitened
 
 
 def _distances_forward(image: jax.Array, mixture: PixelMixture):

@@ -24,8 +24,9 @@ class Settings(NamedTuple):
       refine: iterations of the re-estimation of n on the final mask.
       dilation: pixels by which the region is enlarged.
       sharing_radius: ks of Eq. (13) in pixels; 0 shares nothing.
-      start: n⁽⁰⁾, "image" (x itself), "matching" or "harmonic" (fills of the region).
-      candidates: fill whose features choose PatchCore's candidates M_ij where `start` is "image".
+      start: n⁽⁰⁾: "image" (x itself), "matching" or "harmonic" (fills of the region), or "auto": the matching fill
+        where it is trusted, else x.
+      trusted: error of the matching fill in the region's surroundings up to which it is trusted, normalised colour.
       smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
       cleaning: of the mask, "dots" (removes connected pieces of at most 8 pixels, keeps thin scratches) or
         "opening" (3 × 3, the paper's).
@@ -46,8 +47,8 @@ class Settings(NamedTuple):
     refine: int = 20
     dilation: int = 4
     sharing_radius: int = 5
-    start: str = "image"
-    candidates: str = "matching"
+    start: str = "auto"
+    trusted: float = 0.5
     smallest: float = 0.0
     cleaning: str = "dots"
     sparsity: str = "proximal"

@@ -126,7 +126,9 @@ def test_a_turned_picture_gives_the_region_back_exactly(
 ) -> None:
     truth, broken, region = case
     normals = among_others(photograph, np.rot90(truth, turns))
-    np.testing.assert_allclose(errors(matching_fill(broken, region, normals), case), 0, atol=1e-6)
+    filled, error = matching_fill(broken, region, normals)
+    np.testing.assert_allclose(errors(filled, case), 0, atol=1e-6)
+    assert error < 1e-5
 
 
 @pytest.mark.parametrize("shift", [(0, 4), (8, -4), (5, -3), (-7, 2), (1, 1)])
@@ -136,7 +138,7 @@ def test_a_shifted_picture_gives_the_region_back(
 ) -> None:
     _, broken, region = case
     moved = crop(photograph, CORNER + shift[0], CORNER + shift[1])
-    filled = matching_fill(broken, region, among_others(photograph, np.rot90(moved, turns)))
+    filled, _ = matching_fill(broken, region, among_others(photograph, np.rot90(moved, turns)))
     # A grey level is 0.016 here; interpolation at a place that is not quite whole leaves about one.
     assert np.sqrt(np.mean(errors(filled, case) ** 2)) < 0.012
     assert np.sqrt(np.mean(errors(harmonic_fill(broken, region), case) ** 2)) > 0.3
@@ -154,15 +156,20 @@ def test_a_part_of_a_pixel_and_a_few_degrees_come_close(
         cos, sin = np.cos(np.deg2rad(4)), np.sin(np.deg2rad(4))
         middle = CORNER + SIDE / 2 - 255.5
         corner = [round(v + 255.5 - SIDE / 2) for v in (middle * (cos - sin), middle * (sin + cos))]
-    filled = matching_fill(broken, region, among_others(photograph, crop(moved, *corner)))
+    filled, error = matching_fill(broken, region, among_others(photograph, crop(moved, *corner)))
     smooth = np.sqrt(np.mean(errors(harmonic_fill(broken, region), case) ** 2))
     assert np.sqrt(np.mean(errors(filled, case) ** 2)) < 0.25 * smooth
+    _, unrelated = matching_fill(broken, region, among_others(photograph, crop(photograph, 400, 250)))
+    assert error < 0.5 * unrelated
 
 
 def test_a_brighter_picture_is_evened_out(photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> None:
     truth, broken, region = case  # a grey level is 0.016
-    normals = np.stack([truth + np.array([0.2, -0.1, 0.15], np.float32)])
-    np.testing.assert_allclose(errors(matching_fill(broken, region, normals), case), 0, atol=0.016)
+    offset = np.array([0.2, -0.1, 0.15], np.float32)
+    filled, error = matching_fill(broken, region, np.stack([truth + offset]))
+    np.testing.assert_allclose(errors(filled, case), 0, atol=0.016)
+    # The error is the root of the mean square over pixels of the distance in colour.
+    assert 0.97 * np.linalg.norm(offset) < error <= 1.0001 * np.linalg.norm(offset)
 
 
 def test_the_search_finds_picture_turn_and_shift(
@@ -215,14 +222,17 @@ def test_the_searchs_cost_is_the_weighted_difference(
 def test_without_surroundings_the_fill_is_harmonic(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
     truth, _, _ = case
     whole = np.ones((SIDE, SIDE), bool)
-    np.testing.assert_array_equal(matching_fill(truth, whole, truth[None]), harmonic_fill(truth, whole))
+    filled, error = matching_fill(truth, whole, truth[None])
+    np.testing.assert_array_equal(filled, harmonic_fill(truth, whole))
+    assert error == np.inf
 
 
 def test_without_a_region_the_picture_is_returned(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
     truth, _, region = case
-    filled = matching_fill(truth, np.zeros_like(region), truth[None])
+    filled, error = matching_fill(truth, np.zeros_like(region), truth[None])
     np.testing.assert_array_equal(filled, truth)
     assert filled is not truth
+    assert error == 0
 
 
 def test_the_weight_of_the_surroundings_falls_with_distance(

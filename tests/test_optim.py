@@ -156,6 +156,13 @@ def test_the_papers_neighbourhood_is_the_default() -> None:
     assert wanted.shape == (6, 121, 7)
 
 
+def test_a_neighbourhood_of_one_pixel_shares_nothing() -> None:
+    image, gradient = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 7, 3)), jnp.float32)
+    weights = optim.sharing_weights(image, radius=0)
+    np.testing.assert_array_equal(weights, 1)
+    np.testing.assert_array_equal(optim.share(gradient, weights), gradient)
+
+
 def test_sharing_is_an_average() -> None:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((9, 10, 3)).astype(np.float32)

@@ -99,7 +99,7 @@ def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int
     problem = Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(REGION),
-        sharing=sharing_weights(jnp.asarray(image)),
+        sharing=sharing_weights(jnp.asarray(image), radius=2),
         feature=FeatureLoss(positions, jnp.ones(grid * grid), detector.localize(params, own, positions)),
         mixture=mixture,
         scales=Scales(

@@ -19,7 +19,6 @@ class Detector(NamedTuple):
       summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4) or (7).
       localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
       local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
-      anchored: whether `localize` depends on the features of n⁽⁰⁾ at all.
       level: index of the feature map whose grid the scores lie on.
     """
 
@@ -29,7 +28,6 @@ class Detector(NamedTuple):
     summands: Callable
     localize: Callable
     local_scores: Callable
-    anchored: bool
     level: int
 
 
@@ -41,7 +39,6 @@ DETECTORS = {
         summands=padim.squared_distances,
         localize=padim.localize,
         local_scores=padim.local_scores,
-        anchored=False,
         level=0,
     ),
     "patchcore": Detector(
@@ -51,7 +48,6 @@ DETECTORS = {
         summands=patchcore.score,
         localize=patchcore.localize,
         local_scores=patchcore.local_scores,
-        anchored=True,
         level=1,
     ),
 }

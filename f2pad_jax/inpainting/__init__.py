@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from f2pad_jax.inpainting.harmonic import harmonic_fill
-from f2pad_jax.inpainting.matching import matching_fill
+from f2pad_jax.inpainting.matching import Match, matching_fill
 
-__all__ = ["harmonic_fill", "matching_fill"]
+__all__ = ["Match", "harmonic_fill", "matching_fill"]

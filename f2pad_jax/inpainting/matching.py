@@ -8,6 +8,7 @@ region's border is evened out by a harmonic membrane, as in seamless cloning (PÃ
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,7 +134,14 @@ def align(image: jax.Array, weight: jax.Array, picture: jax.Array, shift: jax.Ar
     return _moved(picture, pose * unit), cost / jnp.sum(weight)
 
 
-def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) -> np.ndarray:
+class Match(NamedTuple):
+    """A filled picture and how far the surroundings of the region are from the material it was taken from."""
+
+    filled: np.ndarray  # (H, W, 3) float32, equal to the image outside the region
+    error: float  # root of the weighted mean squared difference, in normalised colour; infinite without a match
+
+
+def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) -> Match:
     """Fills a region from the normal picture that matches its surroundings best.
 
     Args:
@@ -142,11 +150,10 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) ->
       normals: (N, H, W, 3) float32 training pictures; the image's own source must not be among them.
 
     Returns:
-      (H, W, 3) float32, equal to the image outside the region. Where the region leaves too little to compare,
-      the harmonic fill.
+      The match. Where the region leaves too little to compare, the harmonic fill with an infinite error.
     """
     if not region.any():
-        return image.copy()
+        return Match(image.copy(), 0.0)
     weight = surroundings_weight(region)
     cost, shift = (np.asarray(a) for a in search(image, weight, normals))
     order = np.argsort(cost, axis=None)[:REFINED]
@@ -158,5 +165,6 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) ->
         if float(error) < lowest:
             best, lowest = np.asarray(moved), float(error)
     if best is None:
-        return harmonic_fill(image, region)
-    return np.where(region[..., None], best + harmonic_fill(image - best, region), image)
+        return Match(harmonic_fill(image, region), np.inf)
+    filled = np.where(region[..., None], best + harmonic_fill(image - best, region), image)
+    return Match(filled, lowest**0.5)

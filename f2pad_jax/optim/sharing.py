@@ -36,8 +36,8 @@ def sharing_weights(
       sigma_colour: σ1 in squared normalised colour units.
 
     Returns:
-      (H, K, W) float32 for the K = (2·radius + 1)² offsets in row-major order. Offsets lie between the axes of
-      the picture, where `share` reads its memory in order.
+      (H, K, W) float32 for the K = (2·radius + 1)² offsets in row-major order. With the offsets between the axes
+      of the picture, `share` reads memory in order.
     """
     height, width = image.shape[:2]
     border = ((radius, radius), (radius, radius), (0, 0))

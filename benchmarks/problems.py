@@ -1,0 +1,75 @@
+"""Realistic problems for the solver: models of brick, and pictures with a region of 12 % of their pixels."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from options import Options
+
+import f2pad_jax
+from f2pad_jax.data.images import normalize
+from f2pad_jax.data.textures import texture_category
+from f2pad_jax.errors import InputError
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import Model
+from f2pad_jax.objective import Problem
+from f2pad_jax.pipeline import fill, prepare
+from f2pad_jax.pretrained.registry import NETWORKS
+from f2pad_jax.solver import Rates
+
+TRAINING = 64
+COVERED = 0.12  # share of the pixels in the region
+
+
+def extractor_for(name: str, options: Options) -> tuple[Extractor, str]:
+    """The extractor and where its weights come from; random ones cost the same time as real ones."""
+    try:
+        return f2pad_jax.load_extractor(name, weights=options.weights if name == "resnet18" else None), "real"
+    except InputError:
+        if options.weights is not None:
+            raise
+    network, rng = NETWORKS[name], np.random.default_rng(0)
+
+    def draw(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        fan_in = float(np.prod(leaf.shape[:-1]))
+        return jnp.asarray(rng.normal(0, fan_in**-0.5 if len(leaf.shape) == 4 else 0, leaf.shape), leaf.dtype)
+
+    params = jax.tree.map(draw, network.shapes(network.spec))
+    return Extractor(params, name, network.apply, network.spec, "random"), "random"
+
+
+def model_of(detector: str, extractor: Extractor, options: Options) -> Model:
+    """A detector fitted to crops of brick."""
+    normals, _ = texture_category("brick", train=TRAINING, test=0, size=options.size)
+    return f2pad_jax.fit(normals, detector=detector, extractor=extractor, seed=0)
+
+
+def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Problem]:
+    """Starts n⁽⁰⁾ and problems of a batch of test pictures, stacked.
+
+    Args:
+      model: as fitted.
+      batch: how many pictures.
+      full: whether the region is the whole picture, so that all positions of the grid count.
+    """
+    size = model.size
+    _, cases = texture_category("brick", train=0, test=batch, size=size)
+    radius = size * (COVERED / np.pi) ** 0.5
+    rows, columns = np.mgrid[:size, :size]
+    starts, problems = [], []
+    for index, (picture, _, _) in enumerate(cases):
+        centre = np.random.default_rng(index).uniform(radius, size - radius, 2)
+        disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        region = np.ones_like(disc) if full else disc
+        image = normalize(picture)
+        filled = fill(image, disc, model, kind="harmonic")
+        starts.append(filled)
+        problems.append(prepare(model, image, region, filled, beta=model.settings.beta0))
+    return np.stack(starts), jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+
+
+def endless_rates(model: Model) -> Rates:
+    """The model's own rates, with a stop rule that never ends a measurement."""
+    s = model.settings
+    return Rates(s.rate, s.clip, s.clip, 0, s.tolerance, 1_000_000)

@@ -1,0 +1,119 @@
+"""One step of the solver over the bare `value_and_grad` of its extractor at the same batch.
+
+Weights of (14), candidates and statistics are made before. `step` is one jitted call; `loop` is an iteration
+of the `lax.while_loop` of `solve`, over one of gradient descent on the bare extractor in a `fori_loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from options import DETECTORS, EXTRACTORS, Options
+from problems import batch_of, endless_rates, extractor_for, model_of
+from timing import call_once, interleaved, summary
+
+from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import Model
+from f2pad_jax.objective import Problem
+from f2pad_jax.solver import Info, Rates, State, init, solve, step
+
+ITERATIONS = 5  # of a measurement of `loop`
+
+
+class Variant(NamedTuple):
+    """What is measured of each extractor and detector."""
+
+    batch: int
+    region: str  # "12%" or "full"
+    kind: str  # "step" or "loop"
+
+
+VARIANTS = (
+    Variant(1, "12%", "step"),
+    Variant(1, "12%", "loop"),
+    Variant(4, "12%", "step"),
+    Variant(1, "full", "step"),
+)
+
+
+def bare_loss(images: jax.Array, extractor: Extractor) -> jax.Array:
+    """The cheapest scalar that needs every feature and its gradient."""
+    return sum((jnp.sum(jnp.square(m)) for m in extractor(images)), start=jnp.float32(0))
+
+
+@jax.jit
+def bare(extractor: Extractor, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What a step is compared with."""
+    return jax.value_and_grad(bare_loss)(images, extractor)
+
+
+@jax.jit
+def bare_loop(extractor: Extractor, images: jax.Array) -> jax.Array:
+    """`bare` as the body of a loop that needs its own result."""
+
+    def descend(_: int, current: jax.Array) -> jax.Array:
+        return current - 1e-6 * jax.grad(bare_loss)(current, extractor)
+
+    return jax.lax.fori_loop(0, ITERATIONS, descend, images)
+
+
+@partial(jax.jit, static_argnames="detector")
+def steps(
+    extractor: Extractor, states: State, problems: Problem, rates: Rates, detector: Detector
+) -> tuple[State, Info]:
+    """A step of every picture of a batch."""
+    return jax.vmap(lambda s, p: step(s, p, rates, extractor=extractor, detector=detector))(states, problems)
+
+
+@partial(jax.jit, static_argnames="detector")
+def step_loop(
+    extractor: Extractor, starts: jax.Array, problems: Problem, rates: Rates, detector: Detector
+) -> jax.Array:
+    """The first iterations of the solve of every picture of a batch."""
+
+    def solve_one(start: jax.Array, problem: Problem) -> jax.Array:
+        return solve(start, problem, rates, ITERATIONS, extractor=extractor, detector=detector).normal
+
+    return jax.vmap(solve_one)(starts, problems)
+
+
+def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
+    """The figures of one variant."""
+    extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
+    starts, problems = batch_of(model, batch=variant.batch, full=variant.region == "full")
+    calls: dict[str, Callable[[], Any]]
+    if variant.kind == "step":
+        states = jax.vmap(lambda start, problem: init(start, problem, rates))(starts, problems)
+        calls = {
+            "bare": partial(bare, extractor, starts),
+            "ours": partial(steps, extractor, states, problems, rates, detector),
+        }
+    else:
+        calls = {
+            "bare": partial(bare_loop, extractor, starts),
+            "ours": partial(step_loop, extractor, starts, problems, rates, detector),
+        }
+    times, first = interleaved({k: partial(call_once, call) for k, call in calls.items()}, repeats=repeats)
+    each = ITERATIONS if variant.kind == "loop" else 1
+    times = {k: [t / each for t in series] for k, series in times.items()}
+    positions = problems.feature.positions.shape[1]
+    return {"positions": positions, **summary(times["ours"], times["bare"]), "first_call_s": first["ours"]}
+
+
+def cases(options: Options) -> Iterator[dict[str, Any]]:
+    """Every combination that is asked for."""
+    for name, detector in product(EXTRACTORS, DETECTORS):
+        variants = [v for v in VARIANTS if options.wanted(name, detector, *v)]
+        if not variants:
+            continue
+        extractor, weights = extractor_for(name, options)
+        model = model_of(detector, extractor, options)
+        labels = {"extractor": name, "weights": weights, "detector": detector, "size": options.size}
+        for variant in variants:
+            yield {**labels, **variant._asdict(), **measured(model, variant, repeats=options.repeats)}
