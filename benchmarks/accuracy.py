@@ -209,6 +209,7 @@ def main() -> None:
     command = f"python benchmarks/accuracy.py {arguments.what}" + (" --tuned" if arguments.tuned else "")
     if arguments.what != "textures":
         command += " --data MVTEC_ROOT --weights FILE"
+    command += "".join(f" --detector {detector}" for detector in arguments.detector or ())
     name = "efficientnet_lite0" if arguments.what == "textures" else "resnet18"
     extractor = f2pad_jax.load_extractor(name, weights=arguments.weights)
     if arguments.what == "real":

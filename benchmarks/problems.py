@@ -13,8 +13,9 @@ from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model
+from f2pad_jax.inpainting import harmonic_fill
 from f2pad_jax.objective import Problem
-from f2pad_jax.pipeline import fill, prepare
+from f2pad_jax.pipeline import prepare
 from f2pad_jax.pretrained.registry import NETWORKS
 from f2pad_jax.solver import Rates
 
@@ -63,7 +64,7 @@ def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Probl
         disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
         region = np.ones_like(disc) if full else disc
         image = normalize(picture)
-        filled = fill(image, disc, model, kind="harmonic")
+        filled = harmonic_fill(image, disc)
         starts.append(filled)
         problems.append(prepare(model, image, region, filled, beta=model.settings.beta0))
     return np.stack(starts), jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)

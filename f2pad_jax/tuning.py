@@ -14,7 +14,7 @@ from f2pad_jax.fitting import Model, refit_mixture, score_maps, synthetic_anomal
 from f2pad_jax.metrics import iou
 from f2pad_jax.pipeline import begin, find_mask
 
-COUNT = 6  # synthetic pictures that a setting is judged by
+COUNT = 4  # synthetic pictures that a setting is judged by
 BETA0 = (2.0, 3.0, 4.5)
 ALPHA1 = (0.3, 1.0, 3.0)
 COMPONENTS = (4, 8, 16)
