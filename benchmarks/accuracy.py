@@ -33,9 +33,7 @@ from f2pad_jax.pipeline import Model, fill
 
 DETECTORS = ("padim", "patchcore")
 PARTS = {"capsule": True, "metal_nut": False, "grid": False}  # and whether structural anomalies are pasted
-DIFFERENT = (
-    0.2  # L1 difference of x and n⁽⁰⁾ over RGB in [0, 1] that counts for the fill alone, as in the paper
-)
+DIFFERENT = 0.2  # L1 difference of x and n⁽⁰⁾ over RGB in [0, 1] that counts for the fill alone, as in the paper
 
 
 class Category(NamedTuple):
@@ -84,9 +82,7 @@ def cutpaste(data: Path, count: int) -> Iterator[Category]:
 def fill_alone(model: Model, category: Category) -> dict[str, float]:
     """Mean IoU of thresholding |x − n⁽⁰⁾| inside the region, for each fill (the paper's "initialisation")."""
     found: dict[str, list[float]] = {"harmonic": [], "matching": []}
-    for image, mask, scores in zip(
-        category.images, category.masks, score_maps(model, category.images), strict=True
-    ):
+    for image, mask, scores in zip(category.images, category.masks, score_maps(model, category.images), strict=True):
         region = ndimage.binary_dilation(scores > model.region_threshold, iterations=model.settings.dilation)
         for kind, values in found.items():
             start = denormalize(fill(normalize(image), region, model, kind=kind).filled)
@@ -118,9 +114,7 @@ def table(runs: list[dict[str, Any]]) -> str:
     """Rows of the Markdown table, means last where there are several runs of a detector and setting."""
     rows = []
     for run in runs:
-        worse = sum(
-            one["f2pad_iou"] < one["backbone_iou"] - 2 for one in run["per_image"] if "f2pad_iou" in one
-        )
+        worse = sum(one["f2pad_iou"] < one["backbone_iou"] - 2 for one in run["per_image"] if "f2pad_iou" in one)
         rows.append(
             f"| {run['category']} | {run['detector']} | {run['tuned_on']} | {run['backbone']['iou']:.1f} / "
             f"{run['backbone']['dice']:.1f} | {run['backbone_oracle']['iou']:.1f} | "
@@ -149,9 +143,7 @@ def means(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "backbone_oracle": {"iou": mean("backbone_oracle", "iou")},
                 "fill_alone": {k: mean("fill_alone", k) for k in ("harmonic", "matching")},
                 "f2pad": {"iou": mean("f2pad", "iou"), "dice": mean("f2pad", "dice")},
-                "closed": 100
-                * (mean("f2pad", "iou") - mean("backbone", "iou"))
-                / (100 - mean("backbone", "iou")),
+                "closed": 100 * (mean("f2pad", "iou") - mean("backbone", "iou")) / (100 - mean("backbone", "iou")),
                 "per_image": [one for run in group for one in run["per_image"]],
                 "test_images": sum(run["test_images"] for run in group),
                 "seconds": float(np.mean([run["seconds"] for run in group])),
@@ -192,9 +184,7 @@ def auroc(data: Path, extractor: Any, out: Path, command: str) -> None:
 
 def main() -> None:
     """Runs one of the three tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["textures", "cutpaste", "real"])
     parser.add_argument("--data", type=Path, help="root of MVTec AD")
     parser.add_argument("--weights", type=Path, help="ResNet-18 weights")
@@ -216,9 +206,7 @@ def main() -> None:
         auroc(arguments.data, extractor, arguments.out, command)
         return
     categories = (
-        textures(arguments.images or 8)
-        if name != "resnet18"
-        else cutpaste(arguments.data, arguments.images or 20)
+        textures(arguments.images or 8) if name != "resnet18" else cutpaste(arguments.data, arguments.images or 20)
     )
     runs: list[dict[str, Any]] = []
     for category in categories:

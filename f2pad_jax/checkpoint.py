@@ -49,9 +49,7 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
     leaves = {name: np.asarray(leaf) for name, leaf in _flat(tree).items()}
     unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
     if unusable:
-        raise InputError(
-            f"holds non-finite values ({', '.join(unusable)})", where=folder, mend="fit it again"
-        )
+        raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, mend="fit it again")
     table = {name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for name, leaf in leaves.items()}
     # orbax has no form for arrays without elements: the table alone restores them
     stored = _nested({name: leaf for name, leaf in leaves.items() if leaf.size})
@@ -82,9 +80,7 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, mend=f"name the folder of a {kind}")
     if not is_checkpoint(folder, kind=kind):
-        raise InputError(
-            f"is no {kind}: it holds no {kind}.json", where=folder, mend=f"name the folder of a {kind}"
-        )
+        raise InputError(f"is no {kind}: it holds no {kind}.json", where=folder, mend=f"name the folder of a {kind}")
     try:
         head = _verified_head(folder, kind, version)
         return _restore(folder / ARRAYS, head.pop("arrays")), head
@@ -120,9 +116,7 @@ def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
     found = _digests(folder)
     wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
     if wrong:
-        raise ValueError(
-            f"{wrong[0]} is not as it was written" if wrong[0] in found else f"{wrong[0]} is missing"
-        )
+        raise ValueError(f"{wrong[0]} is not as it was written" if wrong[0] in found else f"{wrong[0]} is missing")
     head = json.loads(_read(folder / f"{kind}.json"))
     if head["format"] != f"f2pad_jax {kind}":
         raise ValueError(f"its format is {head['format']!r}")

@@ -34,9 +34,7 @@ def _at_least(least: int):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = _Parser(
-        prog="f2pad", description="Pixel-accurate anomaly segmentation: F2PAD on PaDiM and PatchCore."
-    )
+    top = _Parser(prog="f2pad", description="Pixel-accurate anomaly segmentation: F2PAD on PaDiM and PatchCore.")
     top.add_argument("--version", action="version", version=f"f2pad {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -60,15 +58,11 @@ def parser() -> argparse.ArgumentParser:
         )
 
     demo = command("demo", "fit, segment and measure embedded pictures of brick and tissue")
-    demo.add_argument(
-        "--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)"
-    )
+    demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
         "--detector", action="append", metavar="NAME", help="padim or patchcore, may be repeated (patchcore)"
     )
-    demo.add_argument(
-        "--images", type=_at_least(1), default=2, metavar="N", help="test pictures of each kind (2)"
-    )
+    demo.add_argument("--images", type=_at_least(1), default=2, metavar="N", help="test pictures of each kind (2)")
     seed(demo)
 
     synthesize = command("synthesize", "make a data set with exact masks from normal pictures")
@@ -79,12 +73,8 @@ def parser() -> argparse.ArgumentParser:
         help='folder of normal pictures, a category, or the word "textures"',
     )
     out(synthesize, "DATASET", "new folder for it")
-    synthesize.add_argument(
-        "--masks", type=Path, metavar="DIR", help="defect masks to use; without, shapes are drawn"
-    )
-    synthesize.add_argument(
-        "--count", type=_at_least(1), metavar="N", help="test pictures (54; textures: 8 each)"
-    )
+    synthesize.add_argument("--masks", type=Path, metavar="DIR", help="defect masks to use; without, shapes are drawn")
+    synthesize.add_argument("--count", type=_at_least(1), metavar="N", help="test pictures (54; textures: 8 each)")
     synthesize.add_argument(
         "--structural",
         action="store_true",
@@ -99,37 +89,27 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--extractor", required=True, metavar="NAME", help="efficientnet_lite0 or resnet18")
     weights(fit)
     out(fit, "MODEL", "folder for the model")
-    fit.add_argument(
-        "--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random"
-    )
-    fit.add_argument(
-        "--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)"
-    )
+    fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
+    fit.add_argument("--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)")
     seed(fit)
 
     tune = command("tune", "choose a model's settings on synthetic anomalies")
     tune.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
     tune.add_argument("dataset", metavar="DATASET", type=Path, help="the category it was fitted to")
     out(tune, "MODEL", "folder for the tuned model")
-    tune.add_argument(
-        "--oracle", action="store_true", help="choose on the test set as the paper does; results say so"
-    )
+    tune.add_argument("--oracle", action="store_true", help="choose on the test set as the paper does; results say so")
     weights(tune)
     seed(tune)
 
     segment = command("segment", "outline the anomalies of pictures")
     segment.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
-    segment.add_argument(
-        "pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders"
-    )
+    segment.add_argument("pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders")
     out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
     weights(segment)
 
     evaluate = command("evaluate", "measure a model on test pictures with masks")
     evaluate.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
-    evaluate.add_argument(
-        "dataset", metavar="DATASET", type=Path, help="category folder with test and ground_truth"
-    )
+    evaluate.add_argument("dataset", metavar="DATASET", type=Path, help="category folder with test and ground_truth")
     out(evaluate, "DIR", "metrics.json, overview.png and panels")
     evaluate.add_argument(
         "--oracle", action="store_true", help="first tune on these very test pictures, as the paper does"

@@ -40,9 +40,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
     extractor = load_extractor("efficientnet_lite0")
     runs, rows = [], []
     for category in DEMO_CATEGORIES:
-        normals, cases = texture_category(
-            category, train=DEMO_TRAIN, test=arguments.images, seed=arguments.seed
-        )
+        normals, cases = texture_category(category, train=DEMO_TRAIN, test=arguments.images, seed=arguments.seed)
         images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
         names = [f"color/{index:03d}" for index in range(len(cases))]
         for detector in detectors:
@@ -59,9 +57,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     if arguments.normals == Path("textures") and not arguments.normals.exists():
         if arguments.masks or arguments.structural:
             raise InputError("textures take neither --masks nor --structural", mend="leave them out")
-        make_textures(
-            arguments.out, seed=arguments.seed, test=arguments.count or 8, size=arguments.size or 224
-        )
+        make_textures(arguments.out, seed=arguments.seed, test=arguments.count or 8, size=arguments.size or 224)
     else:
         synthesize_category(
             arguments.normals,
@@ -140,9 +136,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         model = tune(model, seed=model.seed, oracle=(images, masks))
     names = [case.id for case in cases]
     unread = [(f"{path.parent.name}/{path.stem}", error) for path, error in failures]
-    done = evaluate(
-        model, images, masks, names, dataset=category.dataset, category=category.name, unread=unread
-    )
+    done = evaluate(model, images, masks, names, dataset=category.dataset, category=category.name, unread=unread)
     _write(out, [done.run], _rows(model, done, images, masks, names))
     return _status([done.run])
 
@@ -155,9 +149,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
         found = list_weights() if arguments.action == "list" else verify_weights()
     for status in found:
         digest = f", SHA-256 {status.digest}" if status.digest else ""
-        print(
-            f"{status.name}: {status.origin}, {status.licence}{digest}\n    {status.problem or status.path}"
-        )
+        print(f"{status.name}: {status.origin}, {status.licence}{digest}\n    {status.problem or status.path}")
     broken = [status for status in found if status.problem and status.origin != "absent"]
     for status in broken:
         _complain(InputError(str(status.problem)))

@@ -171,15 +171,8 @@ def fit(
     """
     chosen = get_detector(detector)
     images = np.asarray(images)
-    if (
-        images.dtype != np.uint8
-        or images.ndim != 4
-        or images.shape[-1] != 3
-        or images.shape[1] != images.shape[2]
-    ):
-        raise InputError(
-            f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)"
-        )
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
+        raise InputError(f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)")
     coarsest = extractor.strides[-1]
     if images.shape[1] % coarsest or images.shape[1] < 4 * coarsest:
         raise InputError(
@@ -211,9 +204,7 @@ def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
     mixture = fit_pixel_mixture(normalize(model.normals), components=components, seed=model.seed)
     pixels = normalize(model.held_out)
-    typical = jnp.mean(
-        jnp.stack([jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels])
-    )
+    typical = jnp.mean(jnp.stack([jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]))
     return replace(
         model,
         mixture=mixture,

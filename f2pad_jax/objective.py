@@ -61,9 +61,7 @@ class Terms(NamedTuple):
     sparsity: jax.Array  # β · l_a
 
 
-def feature_loss(
-    normal: jax.Array, feature: FeatureLoss, *, extractor: Extractor, detector: Detector
-) -> jax.Array:
+def feature_loss(normal: jax.Array, feature: FeatureLoss, *, extractor: Extractor, detector: Detector) -> jax.Array:
     """l_n of Eq. (5) or (7) per pixel: the sum of the scores times the pixels that a position stands for."""
     maps = tuple(m[0] for m in extractor(normal[None]))
     scores = detector.local_scores(feature.local, maps, feature.positions)

@@ -88,9 +88,7 @@ def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Arra
 _sharing_weights = jax.jit(sharing_weights, static_argnames="radius")
 
 
-def prepare(
-    model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float
-) -> Problem:
+def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float) -> Problem:
     """Everything that stays fixed during the solve of one image.
 
     Args:
@@ -115,9 +113,7 @@ def prepare(
         ),
         mixture=model.mixture,
         scales=model.scales,
-        coefficients=Coefficients(
-            jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)
-        ),
+        coefficients=Coefficients(jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)),
     )
 
 
@@ -139,9 +135,7 @@ def refine(model: Model, problem: Problem, start: np.ndarray, *, limit: int, war
     s = model.settings
     rates = Rates(s.rate, s.clip, s.clip, warm_up, s.tolerance, s.patience)
     method = Method(s.sparsity, s.step_size)  # pyright: ignore[reportArgumentType]
-    return _solve(
-        model.extractor, jnp.asarray(start), problem, rates, limit, get_detector(model.detector), method
-    )
+    return _solve(model.extractor, jnp.asarray(start), problem, rates, limit, get_detector(model.detector), method)
 
 
 def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
@@ -174,9 +168,7 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     return Start(filled, filled, 0)
 
 
-def find_mask(
-    model: Model, image: np.ndarray, region: np.ndarray, start: Start
-) -> tuple[np.ndarray, Solution]:
+def find_mask(model: Model, image: np.ndarray, region: np.ndarray, start: Start) -> tuple[np.ndarray, Solution]:
     """Steps 4 and 5: solves, and reads the mask off a = x − n.
 
     Args:

@@ -70,9 +70,7 @@ def draw(rows: Sequence[Row]) -> Figure:
     """
     known = any(row.truth is not None for row in rows)
     lines = [[tile for tile in _tiles(row) if known or tile.name != "truth"] for row in rows]
-    widths = np.max(
-        [[TILE * tile.picture.shape[1] / tile.picture.shape[0] for tile in line] for line in lines], 0
-    )
+    widths = np.max([[TILE * tile.picture.shape[1] / tile.picture.shape[0] for tile in line] for line in lines], 0)
     width = _LABEL + widths.sum() + GAP * len(widths)
     height = _HEAD + len(rows) * (TILE + GAP)
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
@@ -127,11 +125,7 @@ def _cells(run: dict[str, Any]) -> Iterator[str]:
     yield str(run["test_images"])
     for key in ("iou", "dice"):
         before, after = backbone[key], refined[key]
-        yield (
-            f"{before:.1f} → [{'green' if after > before else 'red'}]{after:.1f}[/]"
-            if run["test_images"]
-            else "–"
-        )
+        yield (f"{before:.1f} → [{'green' if after > before else 'red'}]{after:.1f}[/]" if run["test_images"] else "–")
     yield "–" if closed is None else f"{closed:.0f} %"
     yield f"{run['seconds']:.1f}"
 
@@ -202,9 +196,7 @@ def _paint(axes: Axes, tile: _Tile, truth: np.ndarray | None) -> None:
     axes.set_axis_off()
     outline = None if tile.name == "truth" else _sized(truth, (shape[0], shape[1]))
     if outline is not None and outline.any() and not outline.all():
-        axes.contour(
-            outline, levels=[0.5], colors="black" if tile.fill is not None else "white", linewidths=0.7
-        )
+        axes.contour(outline, levels=[0.5], colors="black" if tile.fill is not None else "white", linewidths=0.7)
     if tile.badge:
         axes.text(
             0.03, 0.035, tile.badge, transform=axes.transAxes, fontsize=7, color="white", weight="bold",

@@ -43,9 +43,7 @@ def segment(model: Model, image: np.ndarray) -> Segmentation:
         return result
     mask = resize_mask(result.mask, shape)
     normal = np.where(mask[..., None], resize_image(result.normal, shape), image)
-    scores = Image.fromarray(result.score_map.astype(np.float32)).resize(
-        shape[::-1], Image.Resampling.BILINEAR
-    )
+    scores = Image.fromarray(result.score_map.astype(np.float32)).resize(shape[::-1], Image.Resampling.BILINEAR)
     return result._replace(
         mask=mask,
         normal=normal,

@@ -40,3 +40,10 @@ def resnet18_trunk() -> Path:
 def lite0() -> Extractor:
     """EfficientNet-Lite0 with its real weights, which are a dependency of the package."""
     return load_extractor("efficientnet_lite0")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled():
+    """Compiled functions are hardly shared between files, and add up to gigabytes."""
+    yield
+    jax.clear_caches()

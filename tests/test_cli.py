@@ -43,10 +43,7 @@ def work(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_help_needs_no_jax() -> None:
-    code = (
-        "import sys; from f2pad_jax.cli import main\n"
-        "try: main(['--help'])\nfinally: assert 'jax' not in sys.modules"
-    )
+    code = "import sys; from f2pad_jax.cli import main\ntry: main(['--help'])\nfinally: assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for name in commands.COMMANDS:
@@ -66,9 +63,7 @@ def test_the_public_names_exist() -> None:
         f2pad_jax.nothing  # noqa: B018
 
 
-def test_segment_writes_every_result_and_survives_bad_pictures(
-    work: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsys: pytest.CaptureFixture) -> None:
     for name in ("one", "two"):
         (work / name).mkdir()
     picture = read_image(work / "set/brick/test/color/000.png")
@@ -105,9 +100,7 @@ def test_segment_writes_every_result_and_survives_bad_pictures(
 
 def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.CaptureFixture) -> None:
     shutil.copy(work / "set/brick/test/color/000.png", work / "set/brick/test/color/002.png")
-    shutil.copy(
-        work / "set/brick/ground_truth/color/000_mask.png", work / "set/brick/ground_truth/color/002_mask.png"
-    )
+    shutil.copy(work / "set/brick/ground_truth/color/000_mask.png", work / "set/brick/ground_truth/color/002_mask.png")
     spoiled = work / "set/brick/test/color/002.png"
     spoiled.write_bytes(spoiled.read_bytes()[:300])
     capsys.readouterr()
@@ -218,9 +211,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("command", MISUSES)
-def test_misuse_is_one_line_and_leaves_nothing(
-    work: Path, command: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_misuse_is_one_line_and_leaves_nothing(work: Path, command: str, capsys: pytest.CaptureFixture) -> None:
     _fails(work, command, MISUSES[command], capsys)
 
 
@@ -256,9 +247,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("name", SPOILED)
-def test_bad_input_is_one_line_and_leaves_nothing(
-    work: Path, name: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_bad_input_is_one_line_and_leaves_nothing(work: Path, name: str, capsys: pytest.CaptureFixture) -> None:
     path, spoil, command, named = SPOILED[name]
     spoil(work / path)
     _fails(work, COMMANDS[command], named, capsys)

@@ -57,9 +57,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, list[
 
 def _run(case: tuple[np.ndarray, np.ndarray, list[Segmentation]], **options: Any) -> dict[str, Any]:
     images, masks, _ = case
-    return evaluate(
-        MODEL, images, masks, ["a/0", "a/1", "good/0"], dataset="set", category="part", **options
-    ).run
+    return evaluate(MODEL, images, masks, ["a/0", "a/1", "good/0"], dataset="set", category="part", **options).run
 
 
 def test_the_record_has_what_outside_callers_rely_on(case) -> None:
@@ -117,9 +115,7 @@ def test_the_oracle_threshold_is_the_best_there_is(case) -> None:
     assert run["backbone"]["f1max"] >= 100 * max(every) - 0.006
     threshold = run["backbone_oracle"]["threshold"]
     pairs = [(masks[i].ravel(), (scores[i] > threshold).ravel()) for i in (0, 1)]
-    assert run["backbone_oracle"]["iou"] == pytest.approx(
-        100 * np.mean([jaccard_score(*p) for p in pairs]), abs=0.006
-    )
+    assert run["backbone_oracle"]["iou"] == pytest.approx(100 * np.mean([jaccard_score(*p) for p in pairs]), abs=0.006)
 
 
 def test_failures_are_listed_and_lose_nothing_else(case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,6 +207,4 @@ def test_real_categories(mvtec_root: Path) -> None:
     assert sizes == {"capsule": 219, "metal_nut": 220, "grid": 264}
     category = open_category(mvtec_root / "capsule")
     masks = load_tests(category.test[:40:5], 224)[1]
-    assert all(
-        mask.any() == (case.mask is not None) for mask, case in zip(masks, category.test[:40:5], strict=True)
-    )
+    assert all(mask.any() == (case.mask is not None) for mask, case in zip(masks, category.test[:40:5], strict=True))

@@ -95,13 +95,9 @@ def test_masks_are_true_where_any_colour_is(tmp_path: Path) -> None:
         read_mask(_saved(tmp_path / "a.png", Image.fromarray(rgba))), [[False, True, False, True]]
     )
     grey = np.array([[0, 1, 255]], np.uint8)
-    np.testing.assert_array_equal(
-        read_mask(_saved(tmp_path / "b.png", Image.fromarray(grey))), [[False, True, True]]
-    )
+    np.testing.assert_array_equal(read_mask(_saved(tmp_path / "b.png", Image.fromarray(grey))), [[False, True, True]])
     deep = np.array([[0, 1, 65535]], np.uint16)
-    np.testing.assert_array_equal(
-        read_mask(_saved(tmp_path / "c.png", Image.fromarray(deep))), [[False, True, True]]
-    )
+    np.testing.assert_array_equal(read_mask(_saved(tmp_path / "c.png", Image.fromarray(deep))), [[False, True, True]])
     labels = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
     labels.putpalette([255, 255, 255, 0, 0, 0, 7, 7, 7])
     np.testing.assert_array_equal(read_mask(_saved(tmp_path / "d.png", labels)), [[False, True, True]])
@@ -190,9 +186,7 @@ def test_missing_files_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pixels", [np.full((4, 4), 70000, np.int32), np.full((4, 4), 0.5, np.float32)])
 def test_pixels_without_a_defined_range_are_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     path = _saved(tmp_path / "a.tif", Image.fromarray(pixels))
-    with pytest.raises(
-        InputError, match=r"(32-bit integer|floating-point) pixels; save it with 8 or 16 bits"
-    ):
+    with pytest.raises(InputError, match=r"(32-bit integer|floating-point) pixels; save it with 8 or 16 bits"):
         read_image(path)
 
 

@@ -148,9 +148,7 @@ def test_other_kinds_and_versions_are_refused(saved: Path, tmp_path: Path) -> No
         load_arrays(folder, kind="model", version=1)
 
 
-def test_non_finite_values_are_neither_written_nor_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_non_finite_values_are_neither_written_nor_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tree = _tree()
     tree["detector"]["bank"][3, 4] = np.nan
     with pytest.raises(InputError, match="non-finite values"):

@@ -45,9 +45,7 @@ def with_gradient(function: Callable[..., jax.Array], images: np.ndarray) -> tup
     return both(jnp.asarray(images))
 
 
-def xla_conv(
-    images: jax.Array, params: layers.Params, stride: int, pads: layers.Pads, groups: int = 1
-) -> jax.Array:
+def xla_conv(images: jax.Array, params: layers.Params, stride: int, pads: layers.Pads, groups: int = 1) -> jax.Array:
     return (
         lax.conv_general_dilated(
             images,
@@ -63,9 +61,7 @@ def xla_conv(
 
 @pytest.mark.parametrize("form", [layers.conv, layers.phase_conv])
 @pytest.mark.parametrize("side", [(16, 12), (15, 13)])
-@pytest.mark.parametrize(
-    ("size", "stride", "pad"), [(7, 2, (3, 3)), (3, 2, (0, 1)), (3, 2, (1, 1)), (3, 1, (1, 1))]
-)
+@pytest.mark.parametrize(("size", "stride", "pad"), [(7, 2, (3, 3)), (3, 2, (0, 1)), (3, 2, (1, 1)), (3, 1, (1, 1))])
 def test_dense_forms_equal_xla(form, side, size, stride, pad):
     params = {"kernel": jnp.asarray(draw(size, size, 3, 8, seed=1)), "bias": jnp.asarray(draw(8, seed=2))}
     images, pads = draw(2, *side, 3), (pad, pad)
@@ -92,14 +88,10 @@ def test_depthwise_equals_grouped_convolution(side, size, stride):
 @pytest.mark.parametrize("side", [(14, 12), (15, 11)])
 def test_max_pool_equals_window_reduction(side):
     def window(x: jax.Array) -> jax.Array:
-        return lax.reduce_window(
-            x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0))
-        )
+        return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, 2, 2, 1), ((0, 0), (1, 1), (1, 1), (0, 0)))
 
     images = draw(2, *side, 5)
-    for actual, expected in zip(
-        with_gradient(layers.max_pool, images), with_gradient(window, images), strict=True
-    ):
+    for actual, expected in zip(with_gradient(layers.max_pool, images), with_gradient(window, images), strict=True):
         assert_near(actual, expected, PER_OP)
 
 
@@ -115,9 +107,7 @@ def test_gradients_in_images_and_kernels_are_exact(form):
     bias = jnp.zeros(1)
     apply = {
         "conv": lambda k, x: layers.conv({"kernel": k, "bias": bias}, x, stride=2, pads=((1, 1), (1, 1))),
-        "phase_conv": lambda k, x: layers.phase_conv(
-            {"kernel": k, "bias": bias}, x, stride=2, pads=((1, 1), (1, 1))
-        ),
+        "phase_conv": lambda k, x: layers.phase_conv({"kernel": k, "bias": bias}, x, stride=2, pads=((1, 1), (1, 1))),
         "depthwise": lambda k, x: layers.depthwise({"kernel": k, "bias": bias}, x, stride=2),
     }[form]
     check_grads(apply, (kernel, images), order=1, modes=["rev"], atol=1e-2, rtol=1e-2)

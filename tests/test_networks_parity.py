@@ -51,9 +51,7 @@ class TorchBasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(outputs)
         self.downsample = None
         if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
-            )
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
@@ -188,9 +186,7 @@ def torch_with_gradient(
     outputs = function(x)
     loss = sum((out * nchw(draw(*nhwc_shape(out), seed=7))).sum() for out in outputs)
     loss.backward()  # pyright: ignore[reportAttributeAccessIssue]
-    return [out.detach().numpy().transpose(0, 2, 3, 1) for out in outputs], np.asarray(x.grad).transpose(
-        0, 2, 3, 1
-    )
+    return [out.detach().numpy().transpose(0, 2, 3, 1) for out in outputs], np.asarray(x.grad).transpose(0, 2, 3, 1)
 
 
 def nhwc_shape(tensor) -> tuple[int, ...]:

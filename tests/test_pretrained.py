@@ -41,9 +41,7 @@ def folded_state(seed: int = 0) -> dict[str, np.ndarray]:
         for key in source.path:
             node = node[key]
         height, width, inputs, outputs = node["kernel"].shape
-        state[f"{source.conv}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(
-            np.float32
-        )
+        state[f"{source.conv}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(np.float32)
         state[f"{source.conv}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
     return state
 
@@ -134,9 +132,7 @@ def test_every_format_gives_the_same_extractor(tmp_path: Path, kind: str):
         case "npz":
             path = saved(tmp_path / "weights.npz", state)
     params = load_extractor("resnet18", weights=path).params
-    np.testing.assert_array_equal(
-        params["layer3"]["0"]["downsample"]["bias"], state["layer3.0.downsample.0.bias"]
-    )
+    np.testing.assert_array_equal(params["layer3"]["0"]["downsample"]["bias"], state["layer3.0.downsample.0.bias"])
     np.testing.assert_array_equal(params["conv1"]["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0))
 
 
@@ -155,9 +151,7 @@ def test_a_whole_network_is_cut_and_its_counters_ignored(tmp_path: Path):
     state |= {"layer4.0.conv1.weight": np.zeros((1, 1)), "fc.weight": np.zeros(3), "fc.bias": np.zeros(3)}
     conv1 = load_extractor("resnet18", weights=saved(tmp_path / "whole.npz", state)).params["conv1"]
     scale = 2 / np.sqrt(4 + 1e-5)
-    np.testing.assert_allclose(
-        conv1["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-6
-    )
+    np.testing.assert_allclose(conv1["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-6)
     np.testing.assert_allclose(conv1["bias"], state["bn1.bias"] - 3 * scale, rtol=1e-6)
 
 
@@ -255,9 +249,7 @@ def test_a_damaged_cache_is_refused_in_one_line(tmp_path: Path, damage: str):
     path = saved(tmp_path / "trunk.npz", folded_state())
     folder = import_weights("resnet18", path).path
     assert folder is not None
-    largest = max(
-        (file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
-    )
+    largest = max((file for file in folder.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size)
     match damage:
         case "flip":
             data = bytearray(largest.read_bytes())

@@ -32,9 +32,7 @@ def _part(seed: int, shape: tuple[int, int] = SHAPE) -> np.ndarray:
     picture = np.full((*shape, 3), 220)
     picture[rows // 4 : -rows // 4, columns // 10 : columns // 2] = 30
     picture[rows // 4 : -rows // 4, columns // 2 : -columns // 10] = (200, 110, 60)
-    return np.clip(picture + np.random.default_rng(seed).integers(-5, 6, picture.shape), 0, 255).astype(
-        np.uint8
-    )
+    return np.clip(picture + np.random.default_rng(seed).integers(-5, 6, picture.shape), 0, 255).astype(np.uint8)
 
 
 def _apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -20,9 +20,7 @@ def _photograph(name: str) -> np.ndarray:
 def _places(crop: np.ndarray, photograph: np.ndarray) -> list[tuple[int, int]]:
     """Every (top, left) at which a crop lies in the photograph."""
     size = len(crop)
-    corner = (photograph[: 512 - size + 1, : 512 - size + 1] == crop[0, 0, : photograph.shape[2]]).all(
-        axis=-1
-    )
+    corner = (photograph[: 512 - size + 1, : 512 - size + 1] == crop[0, 0, : photograph.shape[2]]).all(axis=-1)
     return [
         (int(top), int(left))
         for top, left in np.argwhere(corner)

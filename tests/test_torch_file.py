@@ -109,9 +109,7 @@ def test_hostile_pickles_are_refused_and_not_run(tmp_path: Path, function: objec
     mark = tmp_path / "mark"
     root = {"x": Hostile(function, f"touch {mark}")}
     legacy = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}, root, []]
-    data = (
-        torch_zip(pickle.dumps(root, 2), {}) if zipped else b"".join(pickle.dumps(part, 2) for part in legacy)
-    )
+    data = torch_zip(pickle.dumps(root, 2), {}) if zipped else b"".join(pickle.dumps(part, 2) for part in legacy)
     with pytest.raises(ValueError, match="refused: the pickle asks for"):
         read_torch(data)
     assert not mark.exists()

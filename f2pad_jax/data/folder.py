@@ -98,9 +98,7 @@ def read_test(case: TestImage, size: int | None = None) -> tuple[np.ndarray, np.
     return resize_image(image, (size, size)), resize_mask(mask, (size, size))
 
 
-def load_images(
-    paths: Sequence[Path], size: int, *, threads: int | None = None
-) -> tuple[np.ndarray, Failures]:
+def load_images(paths: Sequence[Path], size: int, *, threads: int | None = None) -> tuple[np.ndarray, Failures]:
     """Reads many pictures; one that cannot be read loses none of the others.
 
     Args:
@@ -210,9 +208,7 @@ def _tests(root: Path) -> Iterator[TestImage]:
         seen: dict[str, Path] = {}
         for path in _filled(folder):
             if path.stem in seen:
-                raise InputError(
-                    f"has the name of {seen[path.stem].name}", where=path, mend="rename one of them"
-                )
+                raise InputError(f"has the name of {seen[path.stem].name}", where=path, mend="rename one of them")
             seen[path.stem] = path
             mask = masks.get(f"{path.stem}_mask")
             if mask is None and folder.name != "good":

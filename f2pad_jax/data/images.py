@@ -88,9 +88,7 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """A bool mask (H, W) at another (height, width): each pixel takes the value at its own centre."""
     # whole numbers, so that centres on the border of two pixels do not depend on rounding
-    rows, columns = (
-        (2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, mask.shape, strict=True)
-    )
+    rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, mask.shape, strict=True))
     return mask[np.ix_(rows, columns)]
 
 

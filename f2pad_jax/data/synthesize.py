@@ -91,9 +91,7 @@ def half_swap(
             continue
         top = int(rng.integers(height - piece.shape[0] + 1))
         left = int(rng.integers(spare + 1) + rng.integers(2) * (width - width // 2))
-        moved = np.roll(
-            donor, 2 * left + piece.shape[1] - width, axis=1
-        )  # in the region nothing wraps around
+        moved = np.roll(donor, 2 * left + piece.shape[1] - width, axis=1)  # in the region nothing wraps around
         region = _placed(piece, (top, left), (height, width))
         mask = _largest(ndimage.binary_opening(region & _far(moved, image), np.ones((3, 3), bool)))
         if AREA[0] <= mask.mean() <= AREA[1]:

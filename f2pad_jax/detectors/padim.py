@@ -43,9 +43,7 @@ def embed(maps: Maps, channels: jax.Array) -> jax.Array:
 def _rows(maps: tuple[np.ndarray, ...], channels: np.ndarray, row: int) -> np.ndarray:
     """Embedded features of one grid row of all images: (W_1, N, D) float64, without growing whole maps."""
     height, width = maps[0].shape[1:3]
-    parts = [
-        np.repeat(m[:, row * m.shape[1] // height], width // m.shape[2], axis=1) for m in maps
-    ]  # (N, W_1, C_k)
+    parts = [np.repeat(m[:, row * m.shape[1] // height], width // m.shape[2], axis=1) for m in maps]  # (N, W_1, C_k)
     return np.concatenate(parts, axis=-1)[..., channels].transpose(1, 0, 2).astype(np.float64)
 
 

@@ -77,9 +77,7 @@ def fit(maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, 
       bank (B, D); norm (B,) the bank's squared lengths.
     """
     deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in maps[1:]]
-    scale = jnp.asarray(
-        np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32
-    )
+    scale = jnp.asarray(np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32)
     embed_all = jax.jit(lambda batch: jax.lax.map(lambda one: embed(one, scale), batch))
     patches = embed_all(tuple(jnp.asarray(m) for m in maps)).reshape(-1, len(scale))
     size = max(1, min(limit, round(ratio * len(patches))))

@@ -44,8 +44,6 @@ def harmonic_fill(image: np.ndarray, region: np.ndarray) -> np.ndarray:
         np.add.at(known, here[~unknown], image[i[~unknown], j[~unknown]])
     here = np.concatenate([e[0] for e in entries])
     there = np.concatenate([e[1] for e in entries])
-    laplacian = sp.diags(degree) - sp.coo_matrix(
-        (np.ones(len(here)), (here, there)), shape=(unknowns, unknowns)
-    )
+    laplacian = sp.diags(degree) - sp.coo_matrix((np.ones(len(here)), (here, there)), shape=(unknowns, unknowns))
     filled[region] = spsolve(sp.csc_matrix(laplacian), known).reshape(unknowns, -1)
     return filled

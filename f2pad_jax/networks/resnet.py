@@ -72,9 +72,7 @@ def basic_block(params: Params, images: jax.Array, *, stride: int) -> jax.Array:
     pads = ((1, 1), (1, 1))
     inner = jax.nn.relu(conv(params["conv1"], images, stride=stride, pads=pads))
     inner = conv(params["conv2"], inner, pads=pads)
-    shortcut = (
-        pointwise(params["downsample"], images[:, ::stride, ::stride]) if "downsample" in params else images
-    )
+    shortcut = pointwise(params["downsample"], images[:, ::stride, ::stride]) if "downsample" in params else images
     return jax.nn.relu(inner + shortcut)
 
 

@@ -56,9 +56,7 @@ def scale_by_adan(
         step = jax.tree.map(lambda g, p: jnp.where(first, 0.0, g - p), updates, state.previous)
         mean = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, state.mean, updates)
         difference = jax.tree.map(lambda v, d: b2 * v + (1 - b2) * d, state.difference, step)
-        square = jax.tree.map(
-            lambda n, g, d: b3 * n + (1 - b3) * jnp.square(g + b2 * d), state.square, updates, step
-        )
+        square = jax.tree.map(lambda n, g, d: b3 * n + (1 - b3) * jnp.square(g + b2 * d), state.square, updates, step)
         state = ScaleByAdanState(count, mean, difference, square, updates)
         correct1, correct2 = 1 - b1**count, 1 - b2**count
         direction = jax.tree.map(

@@ -34,9 +34,7 @@ def cached(name: str) -> Path | None:
 
 def _digests(folder: Path) -> dict[str, str]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files
-    }
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> Path:
@@ -93,11 +91,7 @@ def read_manifest(name: str) -> dict[str, Any]:
         if len(raw) > MAX_MANIFEST:
             raise ValueError("too large")
         manifest = json.loads(raw)
-        if (
-            manifest["format"] != FORMAT
-            or manifest["name"] != name
-            or not isinstance(manifest["sha256"], str)
-        ):
+        if manifest["format"] != FORMAT or manifest["name"] != name or not isinstance(manifest["sha256"], str):
             raise ValueError("of another format or network")
         if manifest["files"] != _digests(folder / _ARRAYS):
             raise ValueError("its files are not those that were written")

@@ -80,14 +80,10 @@ def efficientnet_pytorch(spec: EfficientNetSpec) -> KeyMap:
             yield Source(("classifier",), "_fc", None)
 
     beyond = tuple(f"_blocks.{index}." for index in range(spec.depth, len(spec.blocks)))
-    return KeyMap(
-        tuple(sources()), beyond if spec.classes else ("_conv_head.", "_bn1.", "_fc.", *beyond), 1e-3
-    )
+    return KeyMap(tuple(sources()), beyond if spec.classes else ("_conv_head.", "_bn1.", "_fc.", *beyond), 1e-3)
 
 
-def _fold(
-    kernel: np.ndarray, norm: Mapping[str, np.ndarray], epsilon: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _fold(kernel: np.ndarray, norm: Mapping[str, np.ndarray], epsilon: float) -> tuple[np.ndarray, np.ndarray]:
     scale = norm["weight"] / np.sqrt(norm["running_var"] + epsilon)
     return kernel * scale, norm["bias"] - norm["running_mean"] * scale
 
@@ -104,12 +100,8 @@ def convert(state: Mapping[str, np.ndarray], shapes: Any, key_map: KeyMap) -> di
     Raises:
       ValueError: all that is wrong, together: names missing or left over, shapes, non-finite values.
     """
-    folded = not any(
-        f"{source.norm}.{part}" in state for source in key_map.sources if source.norm for part in NORM
-    )
-    targets = {
-        tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)
-    }
+    folded = not any(f"{source.norm}.{part}" in state for source in key_map.sources if source.norm for part in NORM)
+    targets = {tuple(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(shapes)}
     used: set[str] = set()
     errors: list[str] = []
     params: dict[str, Any] = {}
@@ -134,9 +126,7 @@ def convert(state: Mapping[str, np.ndarray], shapes: Any, key_map: KeyMap) -> di
         height, width, inputs, outputs = targets.pop((*source.path, "kernel")).shape
         bias_shape = targets.pop((*source.path, "bias")).shape
         dense = source.norm is None
-        stored = take(
-            f"{source.conv}.weight", (outputs, inputs) if dense else (outputs, inputs, height, width)
-        )
+        stored = take(f"{source.conv}.weight", (outputs, inputs) if dense else (outputs, inputs, height, width))
         kernel = stored.reshape(outputs, inputs, height, width).transpose(2, 3, 1, 0)
         if folded or dense:
             bias = take(f"{source.conv}.bias", bias_shape)
@@ -153,9 +143,7 @@ def convert(state: Mapping[str, np.ndarray], shapes: Any, key_map: KeyMap) -> di
         node |= {"kernel": kernel.astype(np.float32), "bias": bias.astype(np.float32)}
 
     errors += [f"no source for {'/'.join(path)}" for path in targets]
-    errors += [
-        f"unknown {name}" for name in state if name not in used and not name.startswith(key_map.ignored)
-    ]
+    errors += [f"unknown {name}" for name in state if name not in used and not name.startswith(key_map.ignored)]
     if errors:
         raise ValueError(_together(errors))
     return params

@@ -71,9 +71,7 @@ def import_weights(name: str, path: str | Path) -> WeightStatus:
     """
     known, path = entry(name), Path(path)
     if known.package:
-        raise InputError(
-            "its weights come with a package and need no import", where=name, mend=f"drop {path}"
-        )
+        raise InputError("its weights come with a package and need no import", where=name, mend=f"drop {path}")
     params, digest = _convert_file(known, path)
     return WeightStatus(
         name, "cache", known.licence, cache.store(name, params, source=path.name, digest=digest), digest

@@ -80,6 +80,4 @@ def entry(name: str) -> Entry:
     try:
         return registry()[name]
     except KeyError:
-        raise InputError(
-            "no such extractor", where=name, mend=f"choose from {', '.join(registry())}"
-        ) from None
+        raise InputError("no such extractor", where=name, mend=f"choose from {', '.join(registry())}") from None

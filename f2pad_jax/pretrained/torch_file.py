@@ -94,9 +94,7 @@ class _TensorUnpickler(pickle.Unpickler):
         try:
             return _ALLOWED[module_name, global_name]
         except KeyError:
-            raise pickle.UnpicklingError(
-                f"refused: the pickle asks for {module_name}.{global_name}"
-            ) from None
+            raise pickle.UnpicklingError(f"refused: the pickle asks for {module_name}.{global_name}") from None
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         match pid:

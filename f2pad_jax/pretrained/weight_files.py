@@ -52,9 +52,7 @@ def read_weights(path: Path) -> tuple[State, str]:
             raise InputError("larger than 2 GiB", where=path, mend="give the weights of one network")
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(
-            f"cannot be read ({error.strerror})", where=path, mend="give a weight file"
-        ) from error
+        raise InputError(f"cannot be read ({error.strerror})", where=path, mend="give a weight file") from error
     try:
         state = _parse(data)
     # Readers of damaged files raise all sorts of errors; each means that the file cannot be used.

@@ -51,8 +51,6 @@ def solve(
         return (carry[0].status == RUNNING) & (carry[0].count < limit)
 
     state = init(start, problem, rates)
-    blank = jax.tree.map(
-        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(advance, (state, None))[1]
-    )
+    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(advance, (state, None))[1])
     state, info = jax.lax.while_loop(unfinished, advance, (state, blank))
     return Solution(state.normal, state.count, state.status, info)

@@ -78,9 +78,7 @@ class Info(NamedTuple):
 
 def optimiser(problem: Problem, rates: Rates) -> optax.GradientTransformation:
     """Gradient sharing, clipping, Adan: the direction of a step before its size."""
-    return optax.chain(
-        share_gradients(problem.sharing), clip_elements(rates.clip), scale_by_adan(eps=rates.damping)
-    )
+    return optax.chain(share_gradients(problem.sharing), clip_elements(rates.clip), scale_by_adan(eps=rates.damping))
 
 
 def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
@@ -92,9 +90,7 @@ def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
       rates: numbers of the optimiser.
     """
     start = project(start, problem.image, problem.region)
-    return State(
-        start, optimiser(problem, rates).init(start), no_progress(), jnp.int32(0), jnp.int32(RUNNING)
-    )
+    return State(start, optimiser(problem, rates).init(start), no_progress(), jnp.int32(0), jnp.int32(RUNNING))
 
 
 def step(
