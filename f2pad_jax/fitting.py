@@ -20,7 +20,7 @@ from f2pad_jax.extractor import Extractor
 from f2pad_jax.metrics import f1max
 from f2pad_jax.objective import Scales
 from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
-from f2pad_jax.settings import Settings
+from f2pad_jax.settings import Settings, check_settings
 
 BATCH = 8
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
@@ -167,9 +167,10 @@ def fit(
       settings: hyper-parameters.
 
     Raises:
-      InputError: unknown detector, too few pictures, or pictures of the wrong kind.
+      InputError: unknown detector or setting, too few pictures, or pictures of the wrong kind.
     """
     chosen = get_detector(detector)
+    check_settings(settings)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise InputError(f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)")

@@ -134,7 +134,7 @@ def refine(model: Model, problem: Problem, start: np.ndarray, *, limit: int, war
     """`solve` with a model's settings, compiled once for each number of positions."""
     s = model.settings
     rates = Rates(s.rate, s.clip, s.clip, warm_up, s.tolerance, s.patience)
-    method = Method(s.sparsity, s.step_size)  # pyright: ignore[reportArgumentType]
+    method = Method(s.sparsity, s.step_size)
     return _solve(model.extractor, jnp.asarray(start), problem, rates, limit, get_detector(model.detector), method)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args, get_type_hints
+
+from f2pad_jax.errors import InputError
 
 
 class Settings(NamedTuple):
@@ -47,9 +49,21 @@ class Settings(NamedTuple):
     refine: int = 20
     dilation: int = 4
     sharing_radius: int = 5
-    start: str = "auto"
+    start: Literal["auto", "image", "matching", "harmonic"] = "auto"
     trusted: float = 0.5
     smallest: float = 0.0
-    cleaning: str = "dots"
-    sparsity: str = "proximal"
-    step_size: str = "constant"
+    cleaning: Literal["dots", "opening"] = "dots"
+    sparsity: Literal["proximal", "gradient"] = "proximal"
+    step_size: Literal["constant", "adaptive"] = "constant"
+
+
+def check_settings(settings: Settings) -> None:
+    """Makes sure that every choice is one of those there are.
+
+    Raises:
+      InputError: names the first setting that is not.
+    """
+    for name, hint in get_type_hints(Settings).items():
+        choices, value = get_args(hint), getattr(settings, name)
+        if choices and value not in choices:
+            raise InputError(f"{name} is {value!r}", where="settings", mend=f"choose one of {', '.join(choices)}")

@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 import pytest
 
+from f2pad_jax.data.textures import texture_category
 from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import Model, fit
 from f2pad_jax.pretrained import load_extractor
 
 jax.config.update("jax_platforms", "cpu")
@@ -47,3 +49,9 @@ def _forget_compiled():
     """Compiled functions are hardly shared between files, and add up to gigabytes."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def tiny_model(lite0: Extractor) -> Model:
+    """A model of few small pictures, for tests that do not look at its accuracy."""
+    return fit(texture_category("brick", train=8, test=1, size=64)[0], detector="padim", extractor=lite0)

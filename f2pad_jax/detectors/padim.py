@@ -51,7 +51,8 @@ def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, seed: int 
     """Means and inverse covariances at every position.
 
     With fewer images than channels the inverse is kept in its exact low-rank form: Σ = V diag(λ) Vᵀ + εI gives
-    Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built (the paper's future work, exact).
+    Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built. Beyond
+    `MAX_RANK` + 1 images the smallest eigenvalues count as zero, which never lowers a distance.
 
     Args:
       maps: features of the training images, (N, H_k, W_k, C_k) each, finest first; N ≥ 2.

@@ -1,0 +1,87 @@
+"""The choice of a start and the search for settings, with the solve replaced by something known."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from f2pad_jax import pipeline, tuning
+from f2pad_jax.errors import InputError
+from f2pad_jax.inpainting import Match
+from f2pad_jax.settings import Settings, check_settings
+
+IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
+REGION = np.ones((8, 8), bool)
+
+
+@pytest.mark.parametrize(
+    ("start", "error", "from_fill"),
+    [
+        ("auto", 0.2, True),
+        ("auto", 0.9, False),
+        ("auto", np.inf, False),
+        ("image", 0.2, False),
+        ("matching", 0.9, True),
+        ("harmonic", np.inf, True),
+    ],
+)
+def test_the_start_is_the_fill_where_it_is_trusted(
+    start: Any, error: float, *, from_fill: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = []
+
+    def fill(*_: Any, kind: str) -> Match:
+        kinds.append(kind)
+        return Match(FILLED, error)
+
+    monkeypatch.setattr(pipeline, "fill", fill)
+    settings = Settings(start=start, trusted=0.5, warm_up=7)
+    begun = pipeline.begin(SimpleNamespace(settings=settings), IMAGE, REGION)  # pyright: ignore[reportArgumentType]
+    assert begun.normal is (FILLED if from_fill else IMAGE)
+    assert begun.anchor is FILLED
+    assert begun.warm_up == (0 if from_fill else 7)
+    assert kinds == ["harmonic" if start == "harmonic" else "matching"]
+
+
+@pytest.mark.parametrize("name", ["start", "cleaning", "sparsity", "step_size"])
+def test_a_mistyped_choice_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"settings: {name} is 'proximall'; choose one of"):
+        check_settings(Settings()._replace(**{name: "proximall"}))
+    check_settings(Settings())
+
+
+def test_numbers_are_chosen_together_with_the_best_so_far(
+    tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stand-in solve is right for β0 = 4.5 alone, then for α1 = 0.3 with it, then for 16 Gaussians as well."""
+    seen = []
+
+    def find_mask(model: pipeline.Model, _x: Any, _region: Any, _start: Any) -> tuple[np.ndarray, None]:
+        s = model.settings
+        seen.append((s.beta0, s.alpha1, s.components))
+        right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.3) + int(s.components == 16)
+        found = truth.copy()
+        found[: 3 - right] = False
+        return found, None
+
+    truth = np.ones((tiny_model.size, tiny_model.size), bool)
+    truth[-1] = False
+    monkeypatch.setattr(tuning, "find_mask", find_mask)
+    images = np.stack([tiny_model.held_out[0]] * 2)
+    model = tiny_model.__class__(**{**tiny_model.__dict__, "region_threshold": -1.0})
+    tuned = tuning.tune(model, oracle=(images, np.stack([truth] * 2)))
+    assert tuned.settings[:4] == (0.3, model.settings.alpha2, 4.5, 16)
+    assert tuned.tuned_on == "oracle"
+    assert len(tuned.mixture.mean) <= 16
+    assert model.settings == Settings()
+    assert {one for one in seen if one[0] != 4.5} == {(3.0, 1.0, 8), (2.0, 1.0, 8)}
+
+
+def test_ties_keep_what_was_given(tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "find_mask", lambda *_: (np.zeros((tiny_model.size,) * 2, bool), None))
+    tuned = tuning.tune(tiny_model)
+    assert tuned.settings == tiny_model.settings
+    assert tuned.tuned_on == "synthetic-validation"
