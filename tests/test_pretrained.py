@@ -260,7 +260,7 @@ def test_a_damaged_cache_is_refused_in_one_line(tmp_path: Path, damage: str):
         case "add":
             (folder / "arrays" / "more").write_bytes(b"1")
         case "manifest":
-            (folder / "manifest.json").write_text("{}")
+            (folder / "weights.json").write_text("{}")
     with pytest.raises(InputError, match="damaged cache.*import it again") as caught:
         load_extractor("resnet18")
     assert "\n" not in str(caught.value)

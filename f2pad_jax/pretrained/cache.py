@@ -1,24 +1,21 @@
-"""The user's cache of converted weights: orbax arrays, and digests that are checked on every load."""
+"""The user's cache of converted weights: checkpoints whose digests are checked on every load."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import platformdirs
 
+from f2pad_jax.checkpoint import is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
 
-FORMAT = 1
-MAX_MANIFEST = 2**20
-_ARRAYS, _MANIFEST = "arrays", "manifest.json"
+KIND, VERSION = "weights", 1
 
 
 def cache_folder() -> Path:
@@ -30,11 +27,6 @@ def cached(name: str) -> Path | None:
     """The cache's folder of a network, where there is one."""
     folder = cache_folder() / name
     return folder if folder.is_dir() else None
-
-
-def _digests(folder: Path) -> dict[str, str]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> Path:
@@ -49,55 +41,18 @@ def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> 
     Raises:
       InputError: the cache folder cannot be written.
     """
-    from orbax.checkpoint import StandardCheckpointer  # imports slowly; only imported weights need it
-
     folder = cache_folder() / name
     try:
         for directory in (folder.parent.parent, folder.parent):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=folder.parent) as scratch:
-            fresh = Path(scratch) / "new"
-            with StandardCheckpointer() as checkpointer:
-                checkpointer.save((fresh / _ARRAYS).absolute(), params)
-            manifest = {
-                "format": FORMAT,
-                "name": name,
-                "source": source,
-                "sha256": digest,
-                "files": _digests(fresh / _ARRAYS),
-            }
-            (fresh / _MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-            if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
-            os.replace(fresh, folder)
+        if folder.exists() and not is_checkpoint(folder, kind=KIND):
+            shutil.rmtree(folder)  # what is left of a damaged entry
     except OSError as error:
         raise InputError(
-            f"cannot be written ({error.strerror})",
-            where=folder.parent,
-            mend="name another folder in F2PAD_CACHE",
+            f"cannot be written ({error.strerror})", where=folder.parent, mend="name another folder in F2PAD_CACHE"
         ) from error
+    save_arrays(folder, params, {"name": name, "source": source, "sha256": digest}, kind=KIND, version=VERSION)
     return folder
-
-
-def read_manifest(name: str) -> dict[str, Any]:
-    """The checked manifest of a cached network: every file present, nothing else, each with its digest.
-
-    Raises:
-      InputError: the cache is damaged.
-    """
-    folder = cache_folder() / name
-    try:
-        raw = (folder / _MANIFEST).read_bytes()
-        if len(raw) > MAX_MANIFEST:
-            raise ValueError("too large")
-        manifest = json.loads(raw)
-        if manifest["format"] != FORMAT or manifest["name"] != name or not isinstance(manifest["sha256"], str):
-            raise ValueError("of another format or network")
-        if manifest["files"] != _digests(folder / _ARRAYS):
-            raise ValueError("its files are not those that were written")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(folder, error) from error
-    return manifest
 
 
 def restore(name: str, shapes: Any) -> tuple[dict[str, Any], str]:
@@ -110,27 +65,20 @@ def restore(name: str, shapes: Any) -> tuple[dict[str, Any], str]:
     Raises:
       InputError: the cache is damaged or belongs to another version of the network.
     """
-    from orbax.checkpoint import StandardCheckpointer
-
-    manifest = read_manifest(name)
     folder = cache_folder() / name
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:
-        with StandardCheckpointer() as checkpointer:
-            params = checkpointer.restore((folder / _ARRAYS).absolute(), target)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
-            raise ValueError("non-finite values")
-    # orbax reports an unfit tree by errors of several kinds.
-    except Exception as error:
+        arrays, facts = load_arrays(folder, kind=KIND, version=VERSION)
+        digest = str(facts["sha256"])
+    except (InputError, KeyError) as error:
         raise _damaged(folder, error) from error
-    return params, manifest["sha256"]
+    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
+    if found != shapes:
+        raise _damaged(folder, ValueError("its arrays are not those of the network"))
+    return jax.tree.map(jnp.asarray, arrays), digest
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    reason = error.what if isinstance(error, InputError) else str(error)
     return InputError(
-        f"damaged cache ({reason})",
-        where=folder,
-        mend=f"import it again: f2pad weights import {folder.name} FILE",
+        f"damaged cache ({reason})", where=folder, mend=f"import it again: f2pad weights import {folder.name} FILE"
     )
