@@ -22,6 +22,7 @@ from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.tuning import judge
 
 CATEGORIES = ("brick", "ihc")
+DETECTORS = ("padim", "patchcore")
 VISIBLE = 0.45  # norm of a that counts where steps give no exact zeros: half the least contrast of cut-paste
 PENALISED: dict[str, Any] = {"sparsity": "gradient", "smallest": VISIBLE}
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -49,6 +50,7 @@ def main() -> None:
     """Runs the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4, help="test pictures a category")
+    parser.add_argument("--detector", choices=DETECTORS, action="append", help="only these")
     parser.add_argument("--out", type=Path, required=True, help="name of the results without suffix")
     arguments = parser.parse_args()
     extractor = f2pad_jax.load_extractor("efficientnet_lite0")
@@ -56,7 +58,7 @@ def main() -> None:
     for category in CATEGORIES:
         train, cases = texture_category(category, test=arguments.images)
         images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
-        for detector in ("padim", "patchcore"):
+        for detector in arguments.detector or DETECTORS:
             model = fit(train, detector=detector, extractor=extractor)
             for name, changes in VARIANTS.items():
                 changed = replace(model, settings=model.settings._replace(**changes))
@@ -68,7 +70,8 @@ def main() -> None:
         for name, values in rows.items()
     ]
     head = f"| mean IoU of {arguments.images} pictures | " + " | ".join(columns) + " | mean |\n"
-    text = f"`python benchmarks/ablation.py`\n\n{head}|---|" + "---|" * (len(columns) + 1) + "\n"
+    command = "python benchmarks/ablation.py" + "".join(f" --detector {name}" for name in arguments.detector or ())
+    text = f"`{command} --images {arguments.images}`\n\n{head}|---|" + "---|" * (len(columns) + 1) + "\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out.with_suffix(".json"), rows)
     write_bytes(arguments.out.with_suffix(".md"), (text + "\n".join(lines) + "\n").encode())

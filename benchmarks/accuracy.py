@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -165,12 +165,12 @@ def report(runs: list[dict[str, Any]], out: Path, command: str) -> None:
     write_bytes(out.with_suffix(".md"), text.encode())
 
 
-def auroc(data: Path, extractor: Any, out: Path, command: str) -> None:
+def auroc(data: Path, extractor: Any, detectors: Sequence[str], out: Path, command: str) -> None:
     """Pixel AUROC of the backbones on MVTec AD's own defects."""
     rows = []
     for name in PARTS:
         category = folder(data / name, "mvtec")
-        for detector in DETECTORS:
+        for detector in detectors:
             model = f2pad_jax.fit(category.train, detector=detector, extractor=extractor)
             value = metrics.pixel_auroc(score_maps(model, category.images), category.masks)
             rows.append({"category": name, "detector": detector, "pixel_auroc": round(value, 4)})
@@ -203,7 +203,7 @@ def main() -> None:
     name = "efficientnet_lite0" if arguments.what == "textures" else "resnet18"
     extractor = f2pad_jax.load_extractor(name, weights=arguments.weights)
     if arguments.what == "real":
-        auroc(arguments.data, extractor, arguments.out, command)
+        auroc(arguments.data, extractor, arguments.detector or DETECTORS, arguments.out, command)
         return
     categories = (
         textures(arguments.images or 8) if name != "resnet18" else cutpaste(arguments.data, arguments.images or 20)
