@@ -50,12 +50,13 @@ def main() -> None:
     """Runs the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4, help="test pictures a category")
+    parser.add_argument("--category", choices=CATEGORIES, action="append", help="only these")
     parser.add_argument("--detector", choices=DETECTORS, action="append", help="only these")
     parser.add_argument("--out", type=Path, required=True, help="name of the results without suffix")
     arguments = parser.parse_args()
     extractor = f2pad_jax.load_extractor("efficientnet_lite0")
     rows: dict[str, dict[str, float]] = {name: {} for name in VARIANTS}
-    for category in CATEGORIES:
+    for category in arguments.category or CATEGORIES:
         train, cases = texture_category(category, test=arguments.images)
         images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
         for detector in arguments.detector or DETECTORS:
@@ -71,6 +72,7 @@ def main() -> None:
     ]
     head = f"| mean IoU of {arguments.images} pictures | " + " | ".join(columns) + " | mean |\n"
     command = "python benchmarks/ablation.py" + "".join(f" --detector {name}" for name in arguments.detector or ())
+    command += "".join(f" --category {name}" for name in arguments.category or ())
     text = f"`{command} --images {arguments.images}`\n\n{head}|---|" + "---|" * (len(columns) + 1) + "\n"
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(arguments.out.with_suffix(".json"), rows)

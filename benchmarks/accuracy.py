@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 import f2pad_jax
 from f2pad_jax import metrics
@@ -29,7 +28,7 @@ from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.fitting import score_maps
 from f2pad_jax.output import write_bytes, write_json
-from f2pad_jax.pipeline import Model, fill
+from f2pad_jax.pipeline import Model, fill, find_region
 
 DETECTORS = ("padim", "patchcore")
 PARTS = {"capsule": True, "metal_nut": False, "grid": False}  # and whether structural anomalies are pasted
@@ -83,7 +82,7 @@ def fill_alone(model: Model, category: Category) -> dict[str, float]:
     """Mean IoU of thresholding |x − n⁽⁰⁾| inside the region, for each fill (the paper's "initialisation")."""
     found: dict[str, list[float]] = {"harmonic": [], "matching": []}
     for image, mask, scores in zip(category.images, category.masks, score_maps(model, category.images), strict=True):
-        region = ndimage.binary_dilation(scores > model.region_threshold, iterations=model.settings.dilation)
+        region = find_region(model, scores)
         for kind, values in found.items():
             start = denormalize(fill(normalize(image), region, model, kind=kind).filled)
             difference = np.abs(image.astype(np.float32) - start).sum(axis=-1) / 255

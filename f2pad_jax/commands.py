@@ -28,7 +28,7 @@ from f2pad_jax.segmenting import panel_row, segment_files
 from f2pad_jax.tuning import tune
 
 DONE, UNUSABLE = 0, 2
-DEMO_CATEGORIES = ("brick", "ihc")
+DEMO_CATEGORIES = ("brick", "gravel")
 DEMO_TRAIN = 64
 OVERVIEW_ROWS = 12
 

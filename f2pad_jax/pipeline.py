@@ -55,6 +55,22 @@ class Segmentation(NamedTuple):
     seconds: float
 
 
+def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
+    """Step 3: where n is free, the pixels above the region threshold, dilated.
+
+    A picture unlike the training pictures scores high all over; then only its highest pixels count.
+
+    Args:
+      model: as fitted or tuned.
+      scores: smoothed score map, (S, S).
+
+    Returns:
+      (S, S) bool; nothing where no score reaches the threshold.
+    """
+    region = scores > max(model.region_threshold, float(np.quantile(scores, 1 - model.settings.largest)))
+    return ndimage.binary_dilation(region, iterations=model.settings.dilation)
+
+
 def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> Match:
     """The picture with the region replaced.
 
@@ -218,13 +234,12 @@ def segment(model: Model, image: np.ndarray, *, initial_map: np.ndarray | None =
     began = time.perf_counter()
     scores = score_maps(model, image[None])[0] if initial_map is None else initial_map
     initial = scores > model.threshold
-    region = scores > model.region_threshold
+    region = find_region(model, scores)
     if not region.any():
         return Segmentation(
             np.zeros_like(initial), image, np.zeros(image.shape, np.float32), initial, scores,
             0, "normal", time.perf_counter() - began,
         )  # fmt: skip
-    region = ndimage.binary_dilation(region, iterations=model.settings.dilation)
     x = normalize(image)
     mask, solution = find_mask(model, x, region, begin(model, x, region))
     status = {CONVERGED: "converged", NON_FINITE: "non-finite"}.get(int(solution.status), "iteration limit")

@@ -25,6 +25,8 @@ class Settings(NamedTuple):
       patience: iterations without progress after which to stop.
       refine: iterations of the re-estimation of n on the final mask.
       dilation: pixels by which the region is enlarged.
+      largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
+        reach 0.13.
       sharing_radius: ks of Eq. (13) in pixels; 0 shares nothing.
       start: n⁽⁰⁾: "image" (x itself), "matching" or "harmonic" (fills of the region), or "auto": the matching fill
         where it is trusted, else x.
@@ -48,6 +50,7 @@ class Settings(NamedTuple):
     patience: int = 20
     refine: int = 20
     dilation: int = 4
+    largest: float = 0.25
     sharing_radius: int = 5
     start: Literal["auto", "image", "matching", "harmonic"] = "auto"
     trusted: float = 0.5

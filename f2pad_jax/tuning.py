@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from scipy import ndimage
 from tqdm import tqdm
 
 from f2pad_jax.data.images import normalize
 from f2pad_jax.fitting import Model, refit_mixture, score_maps, synthetic_anomalies
 from f2pad_jax.metrics import iou
-from f2pad_jax.pipeline import begin, find_mask
+from f2pad_jax.pipeline import begin, find_mask, find_region
 
 COUNT = 4  # synthetic pictures that a setting is judged by
 BETA0 = (2.0, 3.0, 4.5)
@@ -30,7 +29,7 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Callable[[Mode
     """
     cases = []
     for image, mask, scores in zip(images, masks, score_maps(model, images), strict=True):
-        region = ndimage.binary_dilation(scores > model.region_threshold, iterations=model.settings.dilation)
+        region = find_region(model, scores)
         if region.any():  # a picture without region scores the same whatever the settings
             x = normalize(image)
             cases.append((x, region, begin(model, x, region), mask))
