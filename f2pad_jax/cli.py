@@ -57,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
             help="the extractor's weight file, where it is not imported",
         )
 
-    demo = command("demo", "fit, segment and measure embedded pictures of brick and tissue")
+    demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
         "--detector", action="append", metavar="NAME", help="padim or patchcore, may be repeated (patchcore)"
