@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -16,6 +15,7 @@ import step_ratio
 from options import Options
 
 from f2pad_jax.errors import InputError
+from f2pad_jax.output import write_json
 
 BENCHMARKS = {"step_ratio": step_ratio.cases, "extractor_vs_torch": extractor_vs_torch.cases}
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
@@ -40,12 +40,6 @@ def _line(case: dict) -> str:
     labels = " ".join(str(v) for k, v in case.items() if isinstance(v, str | int) and k != "ratio")
     spread = f"{case['min_s'] * 1e3:.1f} to {case['max_s'] * 1e3:.1f}"
     return f"{labels}: {case['median_s'] * 1e3:.1f} ms ({spread}), ratio {case['ratio']:.2f}"
-
-
-def _write(path: Path, report: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,7 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{asked.name}: {error}", file=sys.stderr)
         return 2
     if asked.json is not None:
-        _write(
+        write_json(
             asked.json,
             {"name": asked.name, "device": _device(), "versions": _versions(), "cases": results},
         )

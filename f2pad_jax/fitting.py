@@ -25,11 +25,10 @@ from f2pad_jax.settings import Settings, check_settings
 BATCH = 8
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
-COVERED, MISSED = (
-    0.98,
-    0.05,
-)  # the region covers this share of an anomaly in all but 5 % of synthetic pictures
+# The region covers this share of an anomaly in all but 5 % of synthetic pictures.
+COVERED, MISSED = 0.98, 0.05
 WIDEST = 0.9  # and leaves at least this share of the pixels of normal pictures out
+FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation
 
 
 class Synthetic(NamedTuple):
@@ -114,6 +113,12 @@ def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
     return np.stack(smoothed)
 
 
+def _typical_distance(pixels: np.ndarray, mixture: PixelMixture) -> jax.Array:
+    """Mean summand of l_p¹ over normalised pictures (N, S, S, 3), with a floor that keeps the term finite."""
+    means = [jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]
+    return jnp.maximum(jnp.mean(jnp.stack(means)), FLOOR)
+
+
 def _typical(
     detector: Detector,
     params: dict[str, jax.Array],
@@ -124,10 +129,12 @@ def _typical(
     pixels = normalize(images)
     area = images.shape[1] * images.shape[2]
     scores = [_mean_summand(detector, params, tuple(m[i] for m in maps)) for i in range(len(images))]
-    distances = [jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]
     variations = [total_variation(jnp.asarray(x)) / area for x in pixels]
-    # A picture without any texture has no typical variation: the floor keeps the terms finite.
-    return Scales(*(jnp.maximum(jnp.mean(jnp.stack(v)), 1e-6) for v in (scores, distances, variations)))
+    return Scales(
+        score=jnp.maximum(jnp.mean(jnp.stack(scores)), FLOOR),
+        pixel=_typical_distance(pixels, mixture),
+        variation=jnp.maximum(jnp.mean(jnp.stack(variations)), FLOOR),
+    )
 
 
 def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synthetic:
@@ -204,11 +211,9 @@ def fit(
 def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
     mixture = fit_pixel_mixture(normalize(model.normals), components=components, seed=model.seed)
-    pixels = normalize(model.held_out)
-    typical = jnp.mean(jnp.stack([jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]))
     return replace(
         model,
         mixture=mixture,
-        scales=model.scales._replace(pixel=jnp.maximum(typical, 1e-6)),
+        scales=model.scales._replace(pixel=_typical_distance(normalize(model.held_out), mixture)),
         settings=model.settings._replace(components=components),
     )
