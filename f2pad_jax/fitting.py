@@ -25,9 +25,10 @@ from f2pad_jax.settings import Settings, check_settings
 BATCH = 8
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
-# The region covers this share of an anomaly in all but 5 % of synthetic pictures.
+# The region covers this share of an anomaly in all but 5 % of synthetic pictures,
 COVERED, MISSED = 0.98, 0.05
-WIDEST = 0.9  # and leaves at least this share of the pixels of normal pictures out
+SAFE = 0.999  # reaches down to the scores that only so few pixels of normal pictures exceed,
+WIDEST = 0.9  # and leaves at least this share of these out.
 FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation
 
 
@@ -145,12 +146,13 @@ def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synth
 
 
 def _region_threshold(maps: np.ndarray, masks: np.ndarray, normal_maps: np.ndarray, growth: int) -> float:
-    """The highest threshold whose region, after dilation, covers nearly all of nearly every anomaly."""
+    """A threshold whose region, after dilation, covers nearly all of nearly every anomaly, and few normal pixels."""
     needed = [
         np.quantile(ndimage.maximum_filter(one, 2 * growth + 1)[mask], 1 - COVERED)
         for one, mask in zip(maps, masks, strict=True)
     ]
-    return float(max(np.quantile(needed, MISSED), np.quantile(normal_maps, WIDEST)))
+    safe, widest = np.quantile(normal_maps, [SAFE, WIDEST])
+    return float(max(min(np.quantile(needed, MISSED), safe), widest))
 
 
 def fit(

@@ -97,6 +97,11 @@ def _positions(region: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]
 
 
 @partial(jax.jit, static_argnames="detector")
+def _median_summand(detector: Detector, params: dict, maps: tuple) -> jax.Array:
+    return jnp.median(detector.summands(params, maps))
+
+
+@partial(jax.jit, static_argnames="detector")
 def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array) -> dict:
     return detector.localize(params, maps, positions)
 
@@ -107,6 +112,9 @@ _sharing_weights = jax.jit(sharing_weights, static_argnames="radius")
 def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float) -> Problem:
     """Everything that stays fixed during the solve of one image.
 
+    Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
+    pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
+
     Args:
       model: as fitted or tuned.
       image: x, (S, S, 3) float32, ImageNet-normalised.
@@ -116,7 +124,10 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
     """
     detector = get_detector(model.detector)
     positions, present = _positions(region, model.extractor.strides[detector.level])
-    maps = tuple(m[0] for m in apply_extractor(model.extractor, anchor[None]))
+    maps, own_maps = (
+        tuple(m[0] for m in apply_extractor(model.extractor, picture[None])) for picture in (anchor, image)
+    )
+    typical = jnp.maximum(model.scales.score, _median_summand(detector, model.params, own_maps))
     settings = model.settings
     return Problem(
         image=jnp.asarray(image),
@@ -128,7 +139,7 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
             _localize(detector, model.params, maps, positions),
         ),
         mixture=model.mixture,
-        scales=model.scales,
+        scales=model.scales._replace(score=typical),
         coefficients=Coefficients(jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)),
     )
 

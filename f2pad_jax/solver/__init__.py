@@ -1,7 +1,8 @@
-"""One step of F2PAD and the whole solve, as pure functions."""
+"""One step of F2PAD, the whole solve, and many solves at once."""
 
 from __future__ import annotations
 
+from f2pad_jax.solver.lanes import Lane, solve_lanes
 from f2pad_jax.solver.solve import Solution, solve
 from f2pad_jax.solver.step import CONVERGED, NON_FINITE, RUNNING, Info, Method, Rates, State, init, step
 
@@ -10,11 +11,13 @@ __all__ = [
     "NON_FINITE",
     "RUNNING",
     "Info",
+    "Lane",
     "Method",
     "Rates",
     "Solution",
     "State",
     "init",
     "solve",
+    "solve_lanes",
     "step",
 ]

@@ -1,0 +1,124 @@
+"""Small problems for tests of the solver, on a tiny network."""
+
+from __future__ import annotations
+
+from functools import cache, partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.objective import Coefficients, FeatureLoss, Problem, Scales
+from f2pad_jax.optim import sharing_weights
+from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
+from f2pad_jax.solver import Method, Rates, Solution, solve
+
+SIDE = 16
+RATES = Rates(rate=0.1, clip=5.0, damping=5.0, warm_up=10, tolerance=1e-3, patience=5)
+METHODS = [
+    Method(sparsity, step_size) for sparsity in ("proximal", "gradient") for step_size in ("constant", "adaptive")
+]
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+
+class TinySpec(NamedTuple):
+    channels: tuple[int, ...] = (6, 8)
+    strides: tuple[int, ...] = (2, 4)
+
+
+def tiny(params: dict[str, jax.Array], images: jax.Array, *, spec: TinySpec) -> tuple[jax.Array, ...]:
+    """Two layers of disjoint 2 × 2 patches with a smooth non-linearity."""
+
+    def patches(x: jax.Array) -> jax.Array:
+        batch, height, width, channels = x.shape
+        x = x.reshape(batch, height // 2, 2, width // 2, 2, channels).transpose(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, height // 2, width // 2, 4 * channels)
+
+    first = jnp.tanh(patches(images) @ params["first"])
+    return first, jnp.tanh(patches(first) @ params["second"])
+
+
+@cache
+def tiny_extractor() -> Extractor:
+    rng = np.random.default_rng(0)
+    params = {
+        "first": jnp.asarray(rng.standard_normal((12, 6)) / 6, jnp.float32),
+        "second": jnp.asarray(rng.standard_normal((24, 8)) / 4, jnp.float32),
+    }
+    return Extractor(params, "tiny", tiny, TinySpec(), "")
+
+
+def pictures(count: int, seed: int) -> np.ndarray:
+    """Stripes of random phase with a little noise, normalised."""
+    rng = np.random.default_rng(seed)
+    row, column = np.mgrid[0:SIDE, 0:SIDE]
+    phase = rng.uniform(0, 2 * np.pi, count)[:, None, None]
+    stripes = 0.5 + 0.15 * np.sin(row * 0.7 + column * 0.2 + phase)
+    colours = stripes[..., None] * np.array([1, 0.9, 0.8]) + 0.01 * rng.standard_normal((count, SIDE, SIDE, 3))
+    return ((colours - MEAN) / STD).astype(np.float32)
+
+
+ANOMALY = np.zeros((SIDE, SIDE), bool)
+ANOMALY[6:10, 5:10] = True
+REGION = np.zeros((SIDE, SIDE), bool)
+REGION[3:13, 3:13] = True
+
+
+class Case(NamedTuple):
+    detector: Detector
+    problem: Problem
+    start: jax.Array
+    truth: np.ndarray
+
+
+@cache
+def fitted(name: str) -> tuple[dict[str, jax.Array], PixelMixture]:
+    training = pictures(24, seed=1)
+    maps = tuple(np.asarray(m) for m in tiny_extractor()(jnp.asarray(training)))
+    return get_detector(name).fit(maps, seed=0), fit_pixel_mixture(training, components=4)
+
+
+@cache
+def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int = 0) -> Case:
+    extractor, detector = tiny_extractor(), get_detector(name)
+    params, mixture = fitted(name)
+    truth = pictures(4, seed=2)[index]
+    image = np.where(ANOMALY[..., None], ((np.array(colour) - MEAN) / STD).astype(np.float32), truth)
+    grid = SIDE // extractor.strides[detector.level]
+    positions = jnp.arange(grid * grid, dtype=jnp.int32)
+    own = tuple(m[0] for m in extractor(jnp.asarray(truth)[None]))
+    problem = Problem(
+        image=jnp.asarray(image),
+        region=jnp.asarray(REGION),
+        sharing=sharing_weights(jnp.asarray(image), radius=2),
+        feature=FeatureLoss(positions, jnp.ones(grid * grid), detector.localize(params, own, positions)),
+        mixture=mixture,
+        scales=Scales(
+            jnp.mean(detector.summands(params, own)),
+            jnp.mean(pixel_mixture_distances(jnp.asarray(truth), mixture)),
+            total_variation(jnp.asarray(truth)) / SIDE**2,
+        ),
+        coefficients=Coefficients(jnp.float32(1.0), jnp.float32(0.3), jnp.float32(3.0)),
+    )
+    return Case(detector, problem, jnp.asarray(image), truth)
+
+
+@partial(jax.jit, static_argnames=("detector", "method"))
+def run(
+    extractor: Extractor,
+    start: jax.Array,
+    problem: Problem,
+    rates: Rates,
+    limit: int,
+    *,
+    detector: Detector,
+    method: Method = METHODS[0],
+) -> Solution:
+    return solve(start, problem, rates, limit, extractor=extractor, detector=detector, method=method)
+
+
+def with_beta(problem: Problem, beta: float) -> Problem:
+    return problem._replace(coefficients=problem.coefficients._replace(beta=jnp.float32(beta)))
