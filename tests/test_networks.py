@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,13 +121,18 @@ def random_params(shapes: layers.Params) -> layers.Params:
 
 @pytest.mark.parametrize(
     ("network", "spec"),
-    [(resnet, resnet.RESNET18), (efficientnet, efficientnet.LITE0)],
-    ids=["resnet18", "lite0"],
+    [
+        (resnet, resnet.RESNET18),
+        (resnet, resnet.FAMILY["resnet50"]),
+        (efficientnet, efficientnet.LITE0),
+        (efficientnet, efficientnet.FAMILY["efficientnet_b0"]),
+    ],
+    ids=["resnet18", "resnet50", "lite0", "b0"],
 )
 def test_contract_of_every_network(network, spec):
     params = random_params(network.shapes(spec))
     images = jnp.asarray(draw(2, 64, 96, 3))
-    traced = []
+    traced: list[tuple[int, ...]] = []
 
     @partial(jax.jit, static_argnames="spec")
     def apply(params: layers.Params, images: jax.Array, *, spec) -> tuple[jax.Array, ...]:
@@ -143,6 +149,28 @@ def test_contract_of_every_network(network, spec):
     one_by_one = jax.vmap(lambda image: apply(params, image[None], spec=spec))(images)
     for batched, single in zip(maps, one_by_one, strict=True):
         assert_near(single[:, 0], batched, PER_BLOCK)
+
+
+@pytest.mark.parametrize("name", [*resnet.FAMILY, *efficientnet.FAMILY])
+def test_every_member_has_the_maps_it_promises(name):
+    network: Any = resnet if name in resnet.FAMILY else efficientnet
+    spec = network.FAMILY[name]
+    images = jax.ShapeDtypeStruct((2, 224, 256, 3), jnp.float32)
+    maps = jax.eval_shape(partial(network.apply, spec=spec), network.shapes(spec), images)
+    promised = zip(spec.channels, spec.strides, strict=True)
+    assert [m.shape for m in maps] == [(2, 224 // s, 256 // s, c) for c, s in promised]
+    assert hash(spec) == hash(dataclasses.replace(spec))
+
+
+def test_the_maps_of_the_members_that_papers_use():
+    b6 = efficientnet.FAMILY["efficientnet_b6"]
+    assert (b6.channels, b6.strides, b6.stem) == ((72, 200, 344), (8, 16, 32), 56)
+    assert [stage.repeats for stage in b6.stages] == [3, 6, 6, 8, 8, 11, 3]
+    assert (efficientnet.LITE0.channels, efficientnet.LITE0.strides) == ((24, 40, 112), (4, 8, 16))
+    lite4 = efficientnet.FAMILY["efficientnet_lite4"]
+    assert (lite4.stem, lite4.head, [stage.repeats for stage in lite4.stages]) == (32, 1280, [1, 4, 4, 6, 6, 8, 1])
+    wide = resnet.FAMILY["wide_resnet50_2"]
+    assert (wide.channels, wide.strides) == ((256, 512, 1024), (4, 8, 16))
 
 
 def test_gradient_inside_a_loop_equals_the_gradient_alone():

@@ -1,9 +1,13 @@
-"""Each network against the same network in torch on random weights: block by block, forward and gradient."""
+"""Each network against other people's on random weights: block by block, forward and gradient in the image."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +15,19 @@ import numpy as np
 import pytest
 
 from f2pad_jax.networks import efficientnet, layers, resnet
-from f2pad_jax.pretrained import key_maps
+from f2pad_jax.pretrained import key_maps, load_extractor
 
 torch = pytest.importorskip("torch")
 
+import timm  # noqa: E402
+import torchvision  # noqa: E402
+from efficientnet_pytorch import EfficientNet  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
 
 pytestmark = pytest.mark.parity
 
 PER_BLOCK, PER_NETWORK = 1e-5, 1e-4
+IMAGES = np.random.default_rng(0).standard_normal((3, 32, 48, 3)).astype(np.float32)
 
 
 @pytest.fixture(autouse=True)
@@ -37,118 +44,6 @@ def assert_near(actual: object, expected: object, tolerance: float) -> None:
     actual, expected = np.asarray(actual), np.asarray(expected)
     assert actual.shape == expected.shape
     assert np.abs(actual - expected).max() <= tolerance * np.abs(expected).max()
-
-
-# The networks in torch: batch norms unfolded, modules named as the published weights name them.
-
-
-class TorchBasicBlock(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class TorchResNet18(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = nn.Sequential(TorchBasicBlock(64, 64, 1), TorchBasicBlock(64, 64, 1))
-        self.layer2 = nn.Sequential(TorchBasicBlock(64, 128, 2), TorchBasicBlock(128, 128, 1))
-        self.layer3 = nn.Sequential(TorchBasicBlock(128, 256, 2), TorchBasicBlock(256, 256, 1))
-        self.layer4 = nn.Sequential(TorchBasicBlock(256, 512, 2), TorchBasicBlock(512, 512, 1))
-        self.fc = nn.Linear(512, 10)
-
-    def forward(self, x: Tensor) -> list[Tensor]:
-        x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
-        maps = []
-        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = layer(x)
-            maps.append(x)
-        return maps
-
-
-def same(x: Tensor, size: int, stride: int) -> Tensor:
-    """Uneven padding that keeps ceil(length / stride), the extra line last."""
-    pads = []
-    for length in (x.shape[3], x.shape[2]):
-        total = max((-(-length // stride) - 1) * stride + size - length, 0)
-        pads += [total // 2, total - total // 2]
-    return F.pad(x, pads)
-
-
-def norm(channels: int) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(channels, eps=1e-3)
-
-
-class TorchInvertedResidual(nn.Module):
-    def __init__(self, kernel: int, stride: int, expansion: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        self.kernel, self.stride, self.residual = kernel, stride, stride == 1 and inputs == outputs
-        self._expand_conv = None
-        if expansion != 1:
-            self._expand_conv = nn.Conv2d(inputs, inner, 1, bias=False)
-            self._bn0 = norm(inner)
-        self._depthwise_conv = nn.Conv2d(inner, inner, kernel, stride, groups=inner, bias=False)
-        self._bn1 = norm(inner)
-        self._project_conv = nn.Conv2d(inner, outputs, 1, bias=False)
-        self._bn2 = norm(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x if self._expand_conv is None else F.relu6(self._bn0(self._expand_conv(x)))
-        y = F.relu6(self._bn1(self._depthwise_conv(same(y, self.kernel, self.stride))))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self.residual else y
-
-
-STAGES = (
-    (3, 1, 1, 16, 1),
-    (3, 2, 6, 24, 2),
-    (5, 2, 6, 40, 2),
-    (3, 2, 6, 80, 3),
-    (5, 1, 6, 112, 3),
-    (5, 2, 6, 192, 4),
-    (3, 1, 6, 320, 1),
-)
-
-
-class TorchLite0(nn.Module):
-    """Takes images in the colours the weights were trained with."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._conv_stem = nn.Conv2d(3, 32, 3, 2, bias=False)
-        self._bn0 = norm(32)
-        blocks, inputs = [], 32
-        for kernel, stride, expansion, outputs, repeats in STAGES:
-            for repeat in range(repeats):
-                step = stride if repeat == 0 else 1
-                blocks.append(TorchInvertedResidual(kernel, step, expansion, inputs, outputs))
-                inputs = outputs
-        self._blocks = nn.ModuleList(blocks)
-        self._conv_head = nn.Conv2d(320, 1280, 1, bias=False)
-        self._bn1 = norm(1280)
-        self._fc = nn.Linear(1280, 10)
-
-    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
-        x = F.relu6(self._bn0(self._conv_stem(same(x, 3, 2))))
-        maps = []
-        for block in self._blocks:
-            x = block(x)
-            maps.append(x)
-        x = F.relu6(self._bn1(self._conv_head(x)))
-        return maps, self._fc(x.mean((2, 3)))
 
 
 def randomised(module: nn.Module, seed: int) -> nn.Module:
@@ -168,7 +63,21 @@ def randomised(module: nn.Module, seed: int) -> nn.Module:
             elif isinstance(part, nn.Conv2d | nn.Linear):
                 scale = (2 / part.weight[0].numel()) ** 0.5
                 part.weight.copy_(torch.randn(part.weight.shape, generator=generator) * scale)
+                if part.bias is not None:
+                    uniform(part.bias, -0.3, 0.3)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def settled(module: nn.Module) -> nn.Module:
+    """The module with batch norms that know its statistics: its gates would else switch on the last digit."""
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        module.train()(nchw(draw(2, 64, 96, 3)))
+        for norm in norms:
+            norm.running_var.clamp_(min=0.1)  # pyright: ignore[reportOptionalMemberAccess, reportCallIssue]
+    return module.eval()
 
 
 # The comparison.
@@ -194,87 +103,281 @@ def nhwc_shape(tensor) -> tuple[int, ...]:
     return batch, height, width, channels
 
 
-def compare(function: Callable, torch_function: Callable, images: np.ndarray, tolerance: float) -> None:
-    def all_outputs(x: jax.Array) -> tuple[list[jax.Array], jax.Array]:
-        outputs, pull = jax.vjp(lambda x: list(function(x)), x)
+def compare(
+    function: Callable, params: layers.Params, torch_function: Callable, images: np.ndarray, tolerance: float
+) -> None:
+    """Outputs of every image; the gradient of the best, for a ReLU may fall otherwise after other rounding."""
+
+    @jax.jit
+    def both(params: layers.Params, x: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+        outputs, pull = jax.vjp(lambda x: list(function(params, x)), x)
         return outputs, pull([jnp.asarray(draw(*out.shape, seed=7)) for out in outputs])[0]
 
-    outputs, gradient = jax.jit(all_outputs)(jnp.asarray(images))
-    expected_outputs, expected_gradient = torch_with_gradient(torch_function, images)
-    for actual, expected in zip(outputs, expected_outputs, strict=True):
-        assert_near(actual, expected, tolerance)
-    assert_near(gradient, expected_gradient, tolerance)
+    errors = []
+    for image in images:
+        outputs, gradient = both(params, jnp.asarray(image[None]))
+        expected_outputs, expected_gradient = torch_with_gradient(torch_function, image[None])
+        for actual, expected in zip(outputs, expected_outputs, strict=True):
+            assert_near(actual, expected, tolerance)
+        assert gradient.shape == expected_gradient.shape
+        errors.append(np.abs(gradient - expected_gradient).max() / np.abs(expected_gradient).max())
+    assert min(errors) <= tolerance
 
 
-def converted(module, network, spec, key_map) -> layers.Params:
+def converted(module: nn.Module, network: Any, spec: Any, key_map: Callable[[Any], key_maps.KeyMap]) -> layers.Params:
     state = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-    return key_maps.convert(state, network.shapes(spec), key_map(spec))
+    return jax.tree.map(jnp.asarray, key_maps.convert(state, network.shapes(spec), key_map(spec)))
 
 
-@pytest.fixture(scope="module")
-def torch_resnet():
-    module = randomised(TorchResNet18(), seed=0)
-    spec = dataclasses.replace(resnet.RESNET18, taps=(1, 2, 3, 4))
+def hooked(module: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> tuple[list[Tensor], Tensor]:
+    """What some parts of a module put out on the way, and what the whole does."""
+    seen: list[Tensor] = []
+
+    def see(_part: nn.Module, _inputs: Any, output: Any) -> None:
+        seen.append(output)
+
+    hooks = [part.register_forward_hook(see) for part in parts]
+    whole = module(x)
+    for hook in hooks:
+        hook.remove()
+    return seen, whole
+
+
+# ResNet
+
+
+def torch_resnet(name: str) -> nn.Module:
+    return randomised(torchvision.models.get_model(name, weights=None, num_classes=10), seed=0)
+
+
+def every_layer(name: str) -> resnet.ResNetSpec:
+    return dataclasses.replace(resnet.FAMILY[name], taps=(1, 2, 3, 4))
+
+
+@pytest.fixture(scope="module", params=["resnet18", "resnet50", "wide_resnet50_2"])
+def residual(request: pytest.FixtureRequest):
+    module, spec = torch_resnet(request.param), every_layer(request.param)
     return module, spec, converted(module, resnet, spec, key_maps.torchvision_resnet)
 
 
-@pytest.fixture(scope="module")
-def torch_lite0():
-    module = randomised(TorchLite0(), seed=0)
-    spec = dataclasses.replace(efficientnet.LITE0, classes=10)
-    return module, spec, converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)
-
-
-def test_resnet_stem_against_torch(torch_resnet):
-    module, _, params = torch_resnet
+def test_resnet_stem_against_torchvision(residual):
+    module, _, params = residual
     compare(
-        lambda x: [resnet.stem(params["conv1"], x)],
-        lambda x: [F.max_pool2d(F.relu(module.bn1(module.conv1(x))), 3, 2, 1)],
+        lambda p, x: [resnet.stem(p, x)],
+        params["conv1"],
+        lambda x: [module.maxpool(module.relu(module.bn1(module.conv1(x))))],
         draw(2, 32, 48, 3),
         PER_BLOCK,
     )
 
 
-@pytest.mark.parametrize("layer", [1, 2, 3, 4])
-@pytest.mark.parametrize("index", [0, 1])
-def test_resnet_blocks_against_torch(torch_resnet, layer, index):
-    module, _, params = torch_resnet
+@pytest.mark.parametrize(("layer", "index"), [(1, 0), (1, 1), (2, 0)])
+def test_resnet_blocks_against_torchvision(residual, layer, index):
+    module, spec, params = residual
     block = getattr(module, f"layer{layer}")[index]
+    form = resnet.bottleneck if spec.bottleneck else resnet.basic_block
     stride = 2 if layer > 1 and index == 0 else 1
     compare(
-        lambda x: [resnet.basic_block(params[f"layer{layer}"][str(index)], x, stride=stride)],
+        lambda p, x: [form(p, x, stride=stride)],
+        params[f"layer{layer}"][str(index)],
         lambda x: [block(x)],
         draw(2, 8, 10, block.conv1.in_channels),
         PER_BLOCK,
     )
 
 
-def test_resnet_against_torch(torch_resnet):
-    module, spec, params = torch_resnet
-    compare(lambda x: resnet.apply(params, x, spec=spec), module, draw(2, 64, 96, 3), PER_NETWORK)
-
-
-@pytest.mark.parametrize("index", range(16))
-def test_lite0_blocks_against_torch(torch_lite0, index):
-    module, spec, params = torch_lite0
-    block = spec.blocks[index]
+def test_resnets_against_torchvision(residual):
+    module, spec, params = residual
+    parts = [module.layer1, module.layer2, module.layer3, module.layer4]
     compare(
-        lambda x: [efficientnet.inverted_residual(params["blocks"][str(index)], x, block=block)],
-        lambda x: [module._blocks[index](x)],
+        partial(resnet.apply, spec=spec),
+        params,
+        lambda x: hooked(module, parts, x)[0],
+        IMAGES,
+        PER_NETWORK,
+    )
+
+
+def test_resnet18_against_transformers():
+    from transformers import ResNetConfig, ResNetModel
+
+    config = ResNetConfig(hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic")
+    module, spec = randomised(ResNetModel(config), seed=0), every_layer("resnet18")
+
+    def torchvisions(name: str) -> str:
+        """Its name for a parameter."""
+        name = name.replace("embedder.embedder.convolution", "conv1").replace("embedder.embedder.normalization", "bn1")
+        name = re.sub(r"encoder\.stages\.(\d)\.layers", lambda stage: f"layer{int(stage[1]) + 1}", name)
+        name = name.replace("shortcut.convolution", "downsample.0").replace("shortcut.normalization", "downsample.1")
+        name = re.sub(r"layer\.(\d)\.convolution", lambda place: f"conv{int(place[1]) + 1}", name)
+        return re.sub(r"layer\.(\d)\.normalization", lambda place: f"bn{int(place[1]) + 1}", name)
+
+    state = {torchvisions(name): tensor.numpy() for name, tensor in module.state_dict().items()}
+    params = key_maps.convert(state, resnet.shapes(spec), key_maps.torchvision_resnet(spec))
+    compare(
+        partial(resnet.apply, spec=spec),
+        params,
+        lambda x: list(module(x, output_hidden_states=True).hidden_states[1:]),
+        IMAGES,
+        PER_NETWORK,
+    )
+
+
+# EfficientNet
+
+BLOCKS = (0, 1, 2, 3, 4, 8)  # of B0 and Lite0: every kernel and stride, with and without a shortcut
+
+
+def own_classes(name: str) -> efficientnet.EfficientNetSpec:
+    return dataclasses.replace(efficientnet.FAMILY[name], classes=10)
+
+
+def lukemelas(name: str) -> Any:
+    module = EfficientNet.from_name(name.replace("_", "-"), num_classes=10, image_size=None)
+    return settled(randomised(module, seed=0))
+
+
+@pytest.fixture(scope="module", params=["efficientnet_b0", "efficientnet_b6"])
+def squeezing(request: pytest.FixtureRequest):
+    module, spec = lukemelas(request.param), own_classes(request.param)
+    return module, spec, converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)
+
+
+@pytest.fixture(scope="module")
+def timm_lite0():
+    module = randomised(timm.create_model("tf_efficientnet_lite0", num_classes=10), seed=0)
+    spec = own_classes("efficientnet_lite0")
+    return module, spec, converted(module, efficientnet, spec, key_maps.timm_efficientnet)
+
+
+@pytest.mark.parametrize("index", BLOCKS)
+def test_b0_blocks_against_efficientnet_pytorch(index):
+    module, spec = lukemelas("efficientnet_b0"), own_classes("efficientnet_b0")
+    params = converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)["blocks"][str(index)]
+    block, theirs = spec.blocks[index], module._blocks[index]
+
+    def both(x: Tensor) -> list[Tensor]:
+        (linear,), whole = hooked(theirs, [theirs._bn2], x)
+        return [linear, whole]
+
+    compare(
+        lambda p, x: [efficientnet.projection(p, x, block=block), efficientnet.inverted_residual(p, x, block=block)],
+        params,
+        both,
         draw(2, 8, 10, block.inputs),
         PER_BLOCK,
     )
 
 
-def test_lite0_against_torch(torch_lite0):
-    module, spec, params = torch_lite0
+def test_efficientnets_against_efficientnet_pytorch(squeezing):
+    module, spec, params = squeezing
+    cut = dataclasses.replace(spec, classes=0)
+    parts = [module._blocks[index]._bn2 for index in spec.tap_blocks]
+    compare(
+        partial(efficientnet.apply, spec=cut),
+        params,
+        lambda x: hooked(module, parts, x)[0],
+        IMAGES,
+        PER_NETWORK,
+    )
+    logits = jax.jit(partial(efficientnet.classify, spec=spec))(params, IMAGES)
+    assert_near(logits, module(nchw(IMAGES)), PER_NETWORK)
+
+
+@pytest.mark.parametrize("index", BLOCKS)
+def test_lite0_blocks_against_timm(timm_lite0, index):
+    module, spec, params = timm_lite0
+    stage, place = spec.places[index]
+    block = spec.blocks[index]
+    compare(
+        lambda p, x: [efficientnet.inverted_residual(p, x, block=block)],
+        params["blocks"][str(index)],
+        lambda x: [module.blocks[stage][place](x)],
+        draw(2, 8, 10, block.inputs),
+        PER_BLOCK,
+    )
+
+
+def test_lite0_against_timm(timm_lite0):
+    module, spec, params = timm_lite0
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 
-    def reference(x):
-        maps, _ = module(((x * std + mean) * 255 - 127) / 128)
-        return [maps[index] for index in (2, 4, 10)]
+    def colours(x: Tensor) -> Tensor:
+        return ((x * std + mean) * 255 - 127) / 128
 
-    compare(lambda x: efficientnet.apply(params, x, spec=spec), reference, draw(2, 64, 96, 3), PER_NETWORK)
-    images = draw(2, 64, 64, 3, seed=3)
-    logits = module(((nchw(images) * std + mean) * 255 - 127) / 128)[1]
-    assert_near(efficientnet.classify(params, jnp.asarray(images), spec=spec), logits, PER_NETWORK)
+    parts = [module.blocks[index] for index in (1, 2, 4)]
+    compare(
+        partial(efficientnet.apply, spec=spec),
+        params,
+        lambda x: hooked(module, parts, colours(x))[0],
+        IMAGES,
+        PER_NETWORK,
+    )
+    logits = jax.jit(partial(efficientnet.classify, spec=spec))(params, IMAGES)
+    assert_near(logits, module(colours(nchw(IMAGES))), PER_NETWORK)
+
+
+def test_either_layout_of_a_file_makes_the_extractor(tmp_path: Path):
+    apply = jax.jit(partial(efficientnet.apply, spec=efficientnet.FAMILY["efficientnet_b0"]))
+
+    def check(module: nn.Module, parts: list[nn.Module]) -> None:
+        torch.save(module.state_dict(), tmp_path / "weights.pth")
+        extractor = load_extractor("efficientnet_b0", weights=tmp_path / "weights.pth")
+        wanted, _ = hooked(module, parts, nchw(IMAGES))
+        for features, theirs in zip(apply(extractor.params, IMAGES), wanted, strict=True):
+            assert_near(features, theirs.permute(0, 2, 3, 1), PER_NETWORK)
+
+    theirs = lukemelas("efficientnet_b0")
+    check(theirs, [theirs._blocks[index]._bn2 for index in (4, 10, 14)])
+    timms: Any = settled(randomised(timm.create_model("tf_efficientnet_b0"), seed=1))
+    check(timms, [timms.blocks[stage][-1].bn3 for stage in (2, 4, 5)])
+
+
+# The families: names and shapes of all parameters, and strides, against definitions without any numbers in them.
+
+
+def meta(make: Callable[[], nn.Module]) -> nn.Module:
+    with torch.device("meta"):
+        return make()
+
+
+def described(network: Any, spec: Any, key_map: key_maps.KeyMap) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that a file must hold."""
+    wanted, tree = {}, network.shapes(spec)
+    for source in key_map.sources:
+        node = tree
+        for key in source.path:
+            node = node[key]
+        height, width, inputs, outputs = node["kernel"].shape
+        kernel = (outputs, inputs) if source.dense else (outputs, inputs, height, width)
+        wanted[f"{source.name}.weight"] = kernel
+        if source.norm is None:
+            wanted[f"{source.name}.bias"] = (outputs,)
+        else:
+            wanted |= {f"{source.norm}.{part}": (outputs,) for part in key_maps.NORM}
+    return wanted
+
+
+def held(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = module.state_dict()
+    return {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("name", efficientnet.FAMILY)
+def test_every_efficientnet_is_as_published(name: str):
+    spec = dataclasses.replace(efficientnet.FAMILY[name], classes=1000)
+    timms = meta(lambda: timm.create_model(f"tf_{name}"))
+    assert described(efficientnet, spec, key_maps.timm_efficientnet(spec)) == held(timms)
+    if not spec.lite:
+        theirs = meta(lambda: EfficientNet.from_name(name.replace("_", "-")))
+        assert described(efficientnet, spec, key_maps.efficientnet_pytorch(spec)) == held(theirs)
+    convolutions = [part for part in timms.modules() if isinstance(part, nn.Conv2d) and part.groups > 1]
+    assert [block.stride for block in spec.blocks] == [part.stride[0] for part in convolutions]
+
+
+@pytest.mark.parametrize("name", resnet.FAMILY)
+def test_every_resnet_is_as_published(name: str):
+    spec = every_layer(name)
+    theirs = meta(lambda: torchvision.models.get_model(name, weights=None))
+    without_head = {key: shape for key, shape in held(theirs).items() if not key.startswith("fc.")}
+    assert described(resnet, spec, key_maps.torchvision_resnet(spec)) == without_head

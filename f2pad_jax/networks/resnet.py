@@ -1,4 +1,7 @@
-"""ResNet (He et al., arXiv 1512.03385) in torchvision's form, batch norms folded into the convolutions."""
+"""ResNet (He et al., arXiv 1512.03385) and Wide ResNet (Zagoruyko and Komodakis, arXiv 1605.07146).
+
+In torchvision's form, where a bottleneck's stride is on its 3 × 3 convolution; batch norms are folded in.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import jax.numpy as jnp
 
 from f2pad_jax.networks.layers import Params, conv, conv_shapes, max_pool, phase_conv, pointwise
 
+_PADS = ((1, 1), (1, 1))
+
 
 @dataclass(frozen=True)
 class ResNetSpec:
@@ -16,14 +21,17 @@ class ResNetSpec:
 
     Attributes:
       depths: residual blocks of each of the four layers.
-      stem: channels after the first convolution.
       widths: output channels of each layer's blocks.
+      bottleneck: a block's outer over its inner width, in blocks of 1 × 1, 3 × 3 and 1 × 1 convolutions;
+        None for basic blocks, of two 3 × 3 convolutions.
+      stem: channels after the first convolution.
       taps: the layers, counted from 1, whose outputs are feature maps.
     """
 
     depths: tuple[int, ...] = (2, 2, 2, 2)
-    stem: int = 64
     widths: tuple[int, ...] = (64, 128, 256, 512)
+    bottleneck: int | None = None
+    stem: int = 64
     taps: tuple[int, ...] = (1, 2, 3)
 
     @property
@@ -41,8 +49,20 @@ class ResNetSpec:
         """Input pixels per feature position along one side, finest map first."""
         return tuple(2 ** (layer + 1) for layer in sorted(self.taps))
 
+    @property
+    def convolutions(self) -> tuple[str, ...]:
+        """Names of a block's convolutions, the shortcut's apart."""
+        return ("conv1", "conv2", "conv3") if self.bottleneck else ("conv1", "conv2")
 
-RESNET18 = ResNetSpec()
+
+_WIDE = (256, 512, 1024, 2048)
+FAMILY = {
+    "resnet18": ResNetSpec(),
+    "resnet34": ResNetSpec((3, 4, 6, 3)),
+    "resnet50": ResNetSpec((3, 4, 6, 3), _WIDE, bottleneck=4),
+    "wide_resnet50_2": ResNetSpec((3, 4, 6, 3), _WIDE, bottleneck=2),
+}
+RESNET18 = FAMILY["resnet18"]
 
 
 def shapes(spec: ResNetSpec) -> Params:
@@ -52,7 +72,12 @@ def shapes(spec: ResNetSpec) -> Params:
     for layer in spec.layers:
         width, blocks = spec.widths[layer - 1], {}
         for index in range(spec.depths[layer - 1]):
-            block = {"conv1": conv_shapes(3, inputs, width), "conv2": conv_shapes(3, width, width)}
+            if spec.bottleneck:
+                inner = width // spec.bottleneck
+                sizes = ((1, inputs, inner), (3, inner, inner), (1, inner, width))
+            else:
+                sizes = ((3, inputs, width), (3, width, width))
+            block = {name: conv_shapes(*size) for name, size in zip(spec.convolutions, sizes, strict=True)}
             if inputs != width:
                 block["downsample"] = conv_shapes(1, inputs, width)
             blocks[str(index)] = block
@@ -69,11 +94,15 @@ def stem(params: Params, images: jax.Array) -> jax.Array:
 
 def basic_block(params: Params, images: jax.Array, *, stride: int) -> jax.Array:
     """Two 3 × 3 convolutions and the identity or projected shortcut, ReLU last."""
-    pads = ((1, 1), (1, 1))
-    inner = jax.nn.relu(conv(params["conv1"], images, stride=stride, pads=pads))
-    inner = conv(params["conv2"], inner, pads=pads)
-    shortcut = pointwise(params["downsample"], images[:, ::stride, ::stride]) if "downsample" in params else images
-    return jax.nn.relu(inner + shortcut)
+    inner = jax.nn.relu(conv(params["conv1"], images, stride=stride, pads=_PADS))
+    return jax.nn.relu(conv(params["conv2"], inner, pads=_PADS) + _shortcut(params, images, stride=stride))
+
+
+def bottleneck(params: Params, images: jax.Array, *, stride: int) -> jax.Array:
+    """1 × 1, 3 × 3 (which has the stride) and 1 × 1 convolutions and the shortcut, ReLU last."""
+    inner = jax.nn.relu(pointwise(params["conv1"], images))
+    inner = jax.nn.relu(conv(params["conv2"], inner, stride=stride, pads=_PADS))
+    return jax.nn.relu(pointwise(params["conv3"], inner) + _shortcut(params, images, stride=stride))
 
 
 def apply(params: Params, images: jax.Array, *, spec: ResNetSpec) -> tuple[jax.Array, ...]:
@@ -87,12 +116,17 @@ def apply(params: Params, images: jax.Array, *, spec: ResNetSpec) -> tuple[jax.A
     Returns:
       (B, H/s, W/s, C) float32 for each C, s in `spec.channels`, `spec.strides`.
     """
+    block = bottleneck if spec.bottleneck else basic_block
     maps = []
     hidden = stem(params["conv1"], jnp.asarray(images))
     for layer in spec.layers:
         for index in range(spec.depths[layer - 1]):
             stride = 2 if layer > 1 and index == 0 else 1
-            hidden = basic_block(params[f"layer{layer}"][str(index)], hidden, stride=stride)
+            hidden = block(params[f"layer{layer}"][str(index)], hidden, stride=stride)
         if layer in spec.taps:
             maps.append(hidden)
     return tuple(maps)
+
+
+def _shortcut(params: Params, images: jax.Array, *, stride: int) -> jax.Array:
+    return pointwise(params["downsample"], images[:, ::stride, ::stride]) if "downsample" in params else images

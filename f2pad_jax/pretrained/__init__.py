@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from f2pad_jax.pretrained.loading import (
     WeightStatus,
+    fetch_weights,
     import_weights,
     list_weights,
     load_extractor,
+    load_params,
     verify_weights,
 )
 
-__all__ = ["WeightStatus", "import_weights", "list_weights", "load_extractor", "verify_weights"]
+__all__ = [
+    "WeightStatus",
+    "fetch_weights",
+    "import_weights",
+    "list_weights",
+    "load_extractor",
+    "load_params",
+    "verify_weights",
+]

@@ -23,6 +23,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("F2PAD_CACHE") or platformdirs.user_cache_dir("f2pad_jax")) / "weights"
 
 
+def download_folder(name: str) -> Path:
+    """Where a network's source file lies while it is fetched."""
+    return cache_folder().parent / "downloads" / name
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder of the cache, and those it lies in, for the user alone."""
+    for directory in (folder.parent.parent, folder.parent, folder):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def cached(name: str) -> Path | None:
     """The cache's folder of a network, where there is one."""
     folder = cache_folder() / name
@@ -43,8 +54,7 @@ def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> 
     """
     folder = cache_folder() / name
     try:
-        for directory in (folder.parent.parent, folder.parent):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private(folder.parent)
         if folder.exists() and not is_checkpoint(folder, kind=KIND):
             shutil.rmtree(folder)  # what is left of a damaged entry
     except OSError as error:

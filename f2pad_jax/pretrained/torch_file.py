@@ -120,8 +120,14 @@ def _unpickle(stream: io.BytesIO) -> Any:
 
 
 def _tensors(root: Any) -> dict[str, _Tensor]:
-    if isinstance(root, Mapping) and isinstance(root.get("state_dict"), Mapping):
-        root = root["state_dict"]
+    for wrapper in ("state_dict", "model"):
+        if isinstance(root, Mapping) and isinstance(root.get(wrapper), Mapping):
+            root = root[wrapper]
+    if isinstance(root, Mapping) and isinstance(root.get("decoder_state_dict"), list):
+        # CFLOW-AD's checkpoints: a state dict per decoder, beside that of the encoder, which they do not train.
+        root = {
+            f"decoders.{k}.{name}": v for k, one in enumerate(root["decoder_state_dict"]) for name, v in one.items()
+        }
     if not isinstance(root, Mapping) or len(root) > MAX_TENSORS:
         raise pickle.UnpicklingError("not a mapping from names to tensors")
     odd = [key for key, value in root.items() if not (isinstance(key, str) and isinstance(value, _Tensor))]
@@ -187,7 +193,7 @@ def read_torch(data: bytes) -> dict[str, np.ndarray]:
 
     Args:
       data: the whole file. A zip archive or the legacy run of pickles; a mapping from names to tensors, or
-        one that holds such a mapping as "state_dict".
+        one that holds such a mapping as "state_dict" or "model".
 
     Returns:
       Read-only arrays in C order of the stored type; bfloat16 becomes float32.
