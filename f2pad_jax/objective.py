@@ -6,7 +6,7 @@ same for all parts, extractors and detectors: one is "as much as a normal pictur
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +37,7 @@ class FeatureLoss(NamedTuple):
 
     positions: jax.Array  # (S,) int32 on the detector's grid, row-major
     present: jax.Array  # (S,) float32, one for positions that count and zero for padding
-    local: dict[str, jax.Array]  # of the detector's `localize` at these positions
+    local: dict[str, Any]  # of the detector's `localize` at these positions
 
 
 class Problem(NamedTuple):
@@ -62,7 +62,7 @@ class Terms(NamedTuple):
 
 
 def feature_loss(normal: jax.Array, feature: FeatureLoss, *, extractor: Extractor, detector: Detector) -> jax.Array:
-    """l_n of Eq. (5) or (7) per pixel: the sum of the scores times the pixels that a position stands for."""
+    """l_n of Eq. (5), (6) or (7) per pixel: the sum of the scores times the pixels that a position stands for."""
     maps = tuple(m[0] for m in extractor(normal[None]))
     scores = detector.local_scores(feature.local, maps, feature.positions)
     return jnp.sum(scores * feature.present) * extractor.strides[detector.level] ** 2

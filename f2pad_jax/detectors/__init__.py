@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from f2pad_jax.detectors import padim, patchcore
+from f2pad_jax.detectors import cflow, padim, patchcore
 from f2pad_jax.errors import InputError
 
 
@@ -14,9 +14,9 @@ class Detector(NamedTuple):
 
     Attributes:
       name: as on the command line.
-      fit: `fit(maps of all images, seed=…) -> params`.
+      fit: `fit(maps of all images, seed=…, options of its own) -> params`, a dict of arrays, maybe nested.
       score: `score(params, maps) -> (h, w)`, the detector's own score map.
-      summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4) or (7).
+      summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4), (6) or (7).
       localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
       local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
       level: index of the feature map whose grid the scores lie on.
@@ -49,6 +49,15 @@ DETECTORS = {
         localize=patchcore.localize,
         local_scores=patchcore.local_scores,
         level=1,
+    ),
+    "cflow": Detector(
+        name="cflow",
+        fit=cflow.fit,
+        score=cflow.score,
+        summands=cflow.summands,
+        localize=cflow.localize,
+        local_scores=cflow.local_scores,
+        level=0,
     ),
 }
 
