@@ -60,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
-        "--detector", action="append", metavar="NAME", help="padim or patchcore, may be repeated (patchcore)"
+        "--detector", action="append", metavar="NAME", help="padim, patchcore or cflow, may be repeated (patchcore)"
     )
     demo.add_argument("--images", type=_at_least(1), default=2, metavar="N", help="test pictures of each kind (2)")
     seed(demo)
@@ -85,13 +85,37 @@ def parser() -> argparse.ArgumentParser:
 
     fit = command("fit", "fit a detector to normal pictures")
     fit.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
-    fit.add_argument("--detector", required=True, metavar="NAME", help="padim or patchcore")
+    fit.add_argument("--detector", required=True, metavar="NAME", help="padim, patchcore or cflow")
     fit.add_argument("--extractor", required=True, metavar="NAME", help="efficientnet_lite0 or resnet18")
     weights(fit)
     out(fit, "MODEL", "folder for the model")
     fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
     fit.add_argument("--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)")
+    fit.add_argument("--flow", type=Path, metavar="FILE", help="cflow: trained flows of CFLOW-AD or anomalib")
+    fit.add_argument(
+        "--checkpoint", type=Path, metavar="DIR", help="cflow: keep unfinished training here, and go on from it"
+    )
+    fit.add_argument(
+        "--inpainter",
+        metavar="NAME_OR_FOLDER",
+        help="start the solve from a masked autoencoder: a folder of train-mae, or imported weights such as "
+        "mae_vit_base (licence CC-BY-NC-4.0)",
+    )
     seed(fit)
+
+    train_mae = command("train-mae", "train a small masked autoencoder on normal pictures, for fit --inpainter")
+    train_mae.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
+    out(train_mae, "FOLDER", "folder for it; a run that is cut off leaves FOLDER.unfinished and goes on from there")
+    train_mae.add_argument(
+        "--epochs",
+        type=_at_least(1),
+        metavar="N",
+        help="passes over the pictures (as many as make 900 steps of 8, about five minutes)",
+    )
+    train_mae.add_argument(
+        "--size", type=_at_least(32), default=224, metavar="N", help="pictures of N × N pixels, a multiple of 16 (224)"
+    )
+    seed(train_mae)
 
     tune = command("tune", "choose a model's settings on synthetic anomalies")
     tune.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
@@ -116,9 +140,11 @@ def parser() -> argparse.ArgumentParser:
     )
     weights(evaluate)
 
-    store = command("weights", "show, import or check the extractors' weights")
+    store = command("weights", "show, fetch, import or check pretrained weights")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="what is known, and what is here")
+    fetch = actions.add_parser("fetch", help="bring a published file from the network and import it")
+    fetch.add_argument("name", metavar="NAME", help="such as resnet18")
     add = actions.add_parser("import", help="convert a weight file and keep it")
     add.add_argument("name", metavar="NAME", help="such as resnet18")
     add.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors or .npz")

@@ -18,12 +18,18 @@ from f2pad_jax.data.folder import list_images, load_images, load_tests, open_cat
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.detectors import get_detector
+from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
+from f2pad_jax.inpainting.autoencoder import KIND as AUTOENCODER
+from f2pad_jax.inpainting.training import small_spec, train_to_folder
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pipeline import Model, fit
-from f2pad_jax.pretrained import WeightStatus, import_weights, list_weights, load_extractor, verify_weights
+from f2pad_jax.pipeline import Model, Settings, fit
+from f2pad_jax.pretrained import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
+from f2pad_jax.pretrained.flow_files import read_flows
+from f2pad_jax.pretrained.inpainters import load_inpainter
+from f2pad_jax.pretrained.listing import describe, weights_table
 from f2pad_jax.segmenting import panel_row, segment_files
 from f2pad_jax.tuning import tune
 
@@ -74,6 +80,9 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
     detector = get_detector(arguments.detector)
+    options = _flow_options(arguments) if detector.name == "cflow" else {}
+    if detector.name != "cflow" and (arguments.flow or arguments.checkpoint):
+        raise InputError(f"{detector.name} takes neither --flow nor --checkpoint", mend="leave them out")
     check_target(arguments.out, kind="model")
     paths = open_category(arguments.dataset, need_test=False).train
     if arguments.shots is not None:
@@ -89,12 +98,34 @@ def run_fit(arguments: argparse.Namespace) -> int:
     images, failures = load_images(paths, arguments.size)
     if failures:
         raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
-    model = fit(images, detector=detector.name, extractor=extractor, seed=arguments.seed)
+    inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
+    model = fit(
+        images,
+        detector=detector.name,
+        extractor=extractor,
+        seed=arguments.seed,
+        settings=Settings(start="autoencoder") if inpainter else Settings(),
+        options=options,
+        inpainter=inpainter,
+    )
     save_model(model, arguments.out)
     print(
         f"{arguments.out}: {detector.name} on {extractor.name}, "
         f"{len(images)} pictures of {arguments.size} × {arguments.size}"
     )
+    return DONE
+
+
+def run_train_mae(arguments: argparse.Namespace) -> int:
+    """Trains a small masked autoencoder on `train/good` of a category."""
+    small_spec(arguments.size)
+    check_target(arguments.out, kind=AUTOENCODER)
+    paths = open_category(arguments.dataset, need_test=False).train
+    images, failures = load_images(paths, arguments.size)
+    if failures:
+        raise failures[0][1]
+    train_to_folder(images, arguments.out, seed=arguments.seed, epochs=arguments.epochs)
+    print(f"{arguments.out}: masked autoencoder, {len(images)} pictures of {arguments.size} × {arguments.size}")
     return DONE
 
 
@@ -142,15 +173,20 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_weights(arguments: argparse.Namespace) -> int:
-    """Lists, imports or checks weights."""
-    if arguments.action == "import":
-        found: tuple[WeightStatus, ...] = (import_weights(arguments.name, arguments.file),)
-    else:
-        found = list_weights() if arguments.action == "list" else verify_weights()
+    """Lists, fetches, imports or checks weights."""
+    match arguments.action:
+        case "list":
+            Console().print(weights_table(list_weights()))
+            return DONE
+        case "fetch":
+            found = (fetch_weights(arguments.name),)
+        case "import":
+            found = (import_weights(arguments.name, arguments.file),)
+        case _:
+            found = tuple(status for status in verify_weights() if status.origin != "absent")
     for status in found:
-        digest = f", SHA-256 {status.digest}" if status.digest else ""
-        print(f"{status.name}: {status.origin}, {status.licence}{digest}\n    {status.problem or status.path}")
-    broken = [status for status in found if status.problem and status.origin != "absent"]
+        print(describe(status))
+    broken = [status for status in found if status.problem]
     for status in broken:
         _complain(InputError(str(status.problem)))
     return UNUSABLE if broken else DONE
@@ -160,11 +196,22 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "demo": run_demo,
     "synthesize": run_synthesize,
     "fit": run_fit,
+    "train-mae": run_train_mae,
     "tune": run_tune,
     "segment": run_segment,
     "evaluate": run_evaluate,
     "weights": run_weights,
 }
+
+
+def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `fit` is asked for beyond the detector's defaults; with few pictures two maps, as in the paper."""
+    if arguments.flow is not None:
+        if arguments.checkpoint is not None:
+            raise InputError("imported flows are not trained", where=arguments.flow, mend="leave --checkpoint out")
+        return {"imported": read_flows(arguments.flow)}
+    few = arguments.shots is not None and arguments.shots <= FEW_SHOTS
+    return {"used": FEW_SHOT_MAPS if few else None, "checkpoint": arguments.checkpoint}
 
 
 def _results_folder(path: Path) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,7 @@ from f2pad_jax.data.synthesize import cut_paste
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
+from f2pad_jax.inpainting.autoencoder import Inpainter
 from f2pad_jax.metrics import f1max
 from f2pad_jax.objective import Scales
 from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
@@ -57,12 +59,13 @@ class Model:
       settings: hyper-parameters.
       tuned_on: "default", "synthetic-validation" or "oracle".
       seed: of the fit.
+      inpainter: masked autoencoder for the start "autoencoder".
     """
 
     detector: str
     extractor: Extractor
     size: int
-    params: dict[str, jax.Array]
+    params: dict[str, Any]
     normals: np.ndarray
     held_out: np.ndarray
     mixture: PixelMixture
@@ -72,6 +75,7 @@ class Model:
     settings: Settings
     tuned_on: str
     seed: int
+    inpainter: Inpainter | None = None
 
 
 @jax.jit
@@ -93,12 +97,12 @@ def features(extractor: Extractor, images: np.ndarray, *, title: str | None = No
 
 
 @partial(jax.jit, static_argnames="detector")
-def _score(detector: Detector, params: dict[str, jax.Array], maps: tuple[jax.Array, ...]) -> jax.Array:
+def _score(detector: Detector, params: dict[str, Any], maps: tuple[jax.Array, ...]) -> jax.Array:
     return detector.score(params, maps)
 
 
 @partial(jax.jit, static_argnames="detector")
-def _mean_summand(detector: Detector, params: dict[str, jax.Array], maps: tuple[jax.Array, ...]) -> jax.Array:
+def _mean_summand(detector: Detector, params: dict[str, Any], maps: tuple[jax.Array, ...]) -> jax.Array:
     return jnp.mean(detector.summands(params, maps))
 
 
@@ -122,7 +126,7 @@ def _typical_distance(pixels: np.ndarray, mixture: PixelMixture) -> jax.Array:
 
 def _typical(
     detector: Detector,
-    params: dict[str, jax.Array],
+    params: dict[str, Any],
     maps: tuple[np.ndarray, ...],
     images: np.ndarray,
     mixture: PixelMixture,
@@ -162,6 +166,8 @@ def fit(
     extractor: Extractor,
     seed: int = 0,
     settings: Settings = Settings(),
+    options: Mapping[str, Any] | None = None,
+    inpainter: Inpainter | None = None,
 ) -> Model:
     """Fits a detector and calibrates F2PAD on normal pictures alone.
 
@@ -170,13 +176,16 @@ def fit(
 
     Args:
       images: normal pictures, uint8 RGB (N, S, S, 3), N ≥ 3.
-      detector: "padim" or "patchcore".
+      detector: "padim", "patchcore" or "cflow".
       extractor: of `load_extractor`.
-      seed: of the split, the coreset, the mixture and the synthetic anomalies.
+      seed: of the split, the coreset or flow, the mixture and the synthetic anomalies.
       settings: hyper-parameters.
+      options: further arguments of the detector's own `fit`.
+      inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
 
     Raises:
-      InputError: unknown detector or setting, too few pictures, or pictures of the wrong kind.
+      InputError: unknown detector or setting, too few pictures, pictures of the wrong kind, or an inpainter that
+        is missing or works at another size.
     """
     chosen = get_detector(detector)
     check_settings(settings)
@@ -189,17 +198,24 @@ def fit(
             f"the pictures are {images.shape[1]} pixels wide",
             mend=f"use a multiple of {coarsest}, at least {4 * coarsest}",
         )
+    if inpainter is None and settings.start == "autoencoder":
+        raise InputError("the start is the autoencoder, but there is none", mend="give an inpainter")
+    if inpainter is not None and inpainter.spec.size != images.shape[1]:
+        raise InputError(
+            f"the pictures are {images.shape[1]} pixels wide, the autoencoder's {inpainter.spec.size}",
+            mend="make the sizes equal",
+        )
     if len(images) < FEWEST:
         raise InputError(f"{len(images)} normal pictures are too few", mend=f"give at least {FEWEST}")
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]
-    params = chosen.fit(features(extractor, normals, title="features"), seed=seed)
+    params = chosen.fit(features(extractor, normals, title="features"), seed=seed, **(options or {}))
     mixture = fit_pixel_mixture(normalize(normals), components=settings.components, seed=seed)
     scales = _typical(chosen, params, features(extractor, held_out), held_out, mixture)
     model = Model(
         detector, extractor, images.shape[1], params, normals, held_out, mixture, scales,
-        0.0, 0.0, settings, "default", seed,
+        0.0, 0.0, settings, "default", seed, inpainter,
     )  # fmt: skip
     made = synthetic_anomalies(held_out, count=max(24, len(held_out)), seed=seed)
     maps, normal_maps = score_maps(model, made.images), score_maps(model, held_out)

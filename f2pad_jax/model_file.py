@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ import numpy as np
 from f2pad_jax.checkpoint import load_arrays, save_arrays
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.errors import InputError
+from f2pad_jax.inpainting.autoencoder import OWN, Inpainter
 from f2pad_jax.objective import Scales
 from f2pad_jax.pipeline import Model, Settings
 from f2pad_jax.pretrained import load_extractor
+from f2pad_jax.pretrained.inpainters import load_inpainter, own_inpainter
+from f2pad_jax.pretrained.registry import entry
 from f2pad_jax.priors import PixelMixture
 
 VERSION = 1
@@ -24,19 +28,19 @@ _NUMBERS = ("threshold", "region_threshold")
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
-    """Writes a model; it holds no weights of the extractor, only their digest.
+    """Writes a model; it holds no published weights, only their digest. An autoencoder of one's own goes with it.
 
     Raises:
       InputError: the folder exists and is no model, or it cannot be written.
     """
-    arrays = {
+    arrays: dict[str, Any] = {
         "detector": model.params,
         "normals": model.normals,
         "held_out": model.held_out,
         "mixture": model.mixture._asdict(),
         "scales": model.scales._asdict(),
     }
-    facts = {
+    facts: dict[str, Any] = {
         "detector": model.detector,
         "extractor": {"name": model.extractor.name, "sha256": model.extractor.digest},
         "size": model.size,
@@ -46,6 +50,11 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "tuned_on": model.tuned_on,
         "seed": model.seed,
     }
+    if (inpainter := model.inpainter) is not None:
+        facts["inpainter"] = {"name": inpainter.name, "sha256": inpainter.digest}
+        if inpainter.name == OWN:
+            facts["inpainter"] |= {"spec": asdict(inpainter.spec)}
+            arrays["inpainter"] = inpainter.params
     save_arrays(Path(folder), arrays, facts, kind="model", version=VERSION)
 
 
@@ -57,26 +66,41 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
       weights: the extractor's weight file, where it is neither a package nor imported.
 
     Raises:
-      InputError: the folder is no model or was changed, or the extractor's weights are missing or others than
-        those it was fitted with.
+      InputError: the folder is no model or was changed, or the weights of its extractor or autoencoder are missing
+        or others than those it was fitted with.
     """
     folder = Path(folder)
     arrays, facts = load_arrays(folder, kind="model", version=VERSION)
     try:
         name, digest = facts["extractor"]["name"], facts["extractor"]["sha256"]
-        fields = _fields(arrays, facts)
+        fields, inpainter = _fields(arrays, facts), _inpainter(arrays, facts, folder)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged model ({error})", where=folder, mend="fit it again") from error
     extractor = load_extractor(name, weights=None if weights is None else Path(weights))
     if extractor.digest != digest:
-        raise InputError(
-            f"was fitted with other weights of {name} (SHA-256 {digest[:16]}…, not {extractor.digest[:16]}…)",
-            where=folder,
-            mend="name their file by --weights, or fit it again",
-        )
-    return Model(extractor=extractor, **fields)
+        mend = "name their file by --weights, or fit it again"
+        raise _other_weights(name, digest, extractor.digest, folder, mend)
+    return Model(extractor=extractor, inpainter=inpainter, **fields)
+
+
+def _inpainter(arrays: dict[str, Any], facts: dict[str, Any], folder: Path) -> Inpainter | None:
+    kept = facts.get("inpainter")
+    if kept is None:
+        return None
+    name, digest = kept["name"], kept["sha256"]
+    if name == OWN:
+        return own_inpainter(arrays["inpainter"], kept["spec"], folder)
+    loaded = load_inpainter(entry(name, kind="inpainter").name)  # a model names no folder
+    if loaded.digest != digest:
+        raise _other_weights(name, digest, loaded.digest, folder, "import those, or fit it again")
+    return loaded
+
+
+def _other_weights(name: str, wanted: str, found: str, folder: Path, mend: str) -> InputError:
+    what = f"was fitted with other weights of {name} (SHA-256 {wanted[:16]}…, not {found[:16]}…)"
+    return InputError(what, where=folder, mend=mend)
 
 
 def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

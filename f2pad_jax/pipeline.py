@@ -17,7 +17,7 @@ from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
-from f2pad_jax.inpainting import Match, harmonic_fill, matching_fill
+from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
 from f2pad_jax.optim.sharing import sharing_weights
 from f2pad_jax.settings import Settings
@@ -25,6 +25,7 @@ from f2pad_jax.solver import CONVERGED, NON_FINITE, Method, Rates, Solution, sol
 
 SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
 SQUARE = np.ones((3, 3), bool)
+FILLS = ("harmonic", "matching", "autoencoder")
 DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
 
 
@@ -77,11 +78,18 @@ def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> M
     Args:
       image: x, (H, W, 3) float32, ImageNet-normalised.
       region: (H, W) bool.
-      model: its training pictures are the material of "matching".
-      kind: "harmonic" or "matching".
+      model: its training pictures are the material of "matching", its inpainter makes "autoencoder".
+      kind: "harmonic", "matching" or "autoencoder".
+
+    Raises:
+      InputError: the model has no inpainter.
     """
     if kind == "harmonic":
         return Match(harmonic_fill(image, region), np.inf)
+    if kind == "autoencoder":
+        if model.inpainter is None:
+            raise InputError("the model has no autoencoder", mend="fit it with --inpainter, or choose another start")
+        return Match(autoencoder_fill(image, region, model.inpainter.params, model.inpainter.spec), np.inf)
     return matching_fill(image, region, normalize(model.normals))
 
 
@@ -188,7 +196,7 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     the warm-up.
     """
     settings = model.settings
-    filled, error = fill(image, region, model, kind="harmonic" if settings.start == "harmonic" else "matching")
+    filled, error = fill(image, region, model, kind=settings.start if settings.start in FILLS else "matching")
     from_image = settings.start == "image" or (settings.start == "auto" and error > settings.trusted)
     if from_image:
         return Start(image, filled, settings.warm_up)

@@ -28,8 +28,8 @@ class Settings(NamedTuple):
       largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
         reach 0.13.
       sharing_radius: ks of Eq. (13) in pixels; 0 shares nothing.
-      start: n⁽⁰⁾: "image" (x itself), "matching" or "harmonic" (fills of the region), or "auto": the matching fill
-        where it is trusted, else x.
+      start: n⁽⁰⁾: "image" (x itself), "matching", "harmonic" or "autoencoder" (fills of the region; the last
+        needs an inpainter), or "auto": the matching fill where it is trusted, else x.
       trusted: error of the matching fill in the region's surroundings up to which it is trusted, normalised colour.
       smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
       cleaning: of the mask, "dots" (removes connected pieces of at most 8 pixels, keeps thin scratches) or
@@ -52,7 +52,7 @@ class Settings(NamedTuple):
     dilation: int = 4
     largest: float = 0.25
     sharing_radius: int = 5
-    start: Literal["auto", "image", "matching", "harmonic"] = "auto"
+    start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
     trusted: float = 0.5
     smallest: float = 0.0
     cleaning: Literal["dots", "opening"] = "dots"

