@@ -25,12 +25,13 @@ from f2pad_jax.data.folder import load_images, load_tests, open_category
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
+from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.fitting import score_maps
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import Model, fill, find_region
 
-DETECTORS = ("padim", "patchcore")
+DETECTORS = ("padim", "patchcore", "cflow")
 PARTS = {"capsule": True, "metal_nut": False, "grid": False}  # and whether structural anomalies are pasted
 DIFFERENT = 0.2  # L1 difference of x and n⁽⁰⁾ over RGB in [0, 1] that counts for the fill alone, as in the paper
 
@@ -90,9 +91,15 @@ def fill_alone(model: Model, category: Category) -> dict[str, float]:
     return {kind: round(100 * float(np.mean(values)), 2) for kind, values in found.items()}
 
 
-def measure(category: Category, detector: str, extractor: Any, *, tuned: bool) -> list[dict[str, Any]]:
-    """The default run, and the tuned one where asked for."""
-    model = f2pad_jax.fit(category.train, detector=detector, extractor=extractor)
+def measure(
+    category: Category, detector: str, extractor: Any, *, tuned: bool, shots: int | None
+) -> list[dict[str, Any]]:
+    """The default run, and the tuned one where asked for; of `shots` training pictures drawn at random."""
+    train = category.train
+    if shots is not None:
+        train = train[np.sort(np.random.default_rng(0).choice(len(train), shots, replace=False))]
+    options = {"used": FEW_SHOT_MAPS} if detector == "cflow" and shots is not None and shots <= FEW_SHOTS else {}
+    model = f2pad_jax.fit(train, detector=detector, extractor=extractor, options=options)
     fills = fill_alone(model, category)
     runs = []
     for candidate in [model] + ([f2pad_jax.tune(model)] if tuned else []):
@@ -190,6 +197,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="test pictures a category (textures 8, cutpaste 20)")
     parser.add_argument("--detector", choices=DETECTORS, action="append", help="only these")
     parser.add_argument("--category", action="append", help="only these")
+    parser.add_argument("--shots", type=int, metavar="N", help="fit to N training pictures only")
     parser.add_argument("--tuned", action="store_true", help="a second row a run, with tuned settings")
     parser.add_argument("--out", type=Path, required=True, help="name of the results without suffix")
     arguments = parser.parse_args()
@@ -198,6 +206,7 @@ def main() -> None:
     command = f"python benchmarks/accuracy.py {arguments.what}" + (" --tuned" if arguments.tuned else "")
     if arguments.what != "textures":
         command += " --data MVTEC_ROOT --weights FILE"
+    command += f" --shots {arguments.shots}" if arguments.shots else ""
     command += "".join(f" --detector {detector}" for detector in arguments.detector or ())
     name = "efficientnet_lite0" if arguments.what == "textures" else "resnet18"
     extractor = f2pad_jax.load_extractor(name, weights=arguments.weights)
@@ -212,7 +221,7 @@ def main() -> None:
         if arguments.category and category.name not in arguments.category:
             continue
         for detector in arguments.detector or DETECTORS:
-            runs += measure(category, detector, extractor, tuned=arguments.tuned)
+            runs += measure(category, detector, extractor, tuned=arguments.tuned, shots=arguments.shots)
             report(runs, arguments.out, command)
 
 

@@ -151,7 +151,7 @@ task = engine._Task(lanes[0].problem, lanes[0].rates, np.int32(3))
 moving = engine._begin(tiny_extractor(), lanes[0].start, task, detector=detector, method=engine.Method())
 stacks = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], 8, axis=0), (moving, task))
 mesh = Mesh(np.asarray(jax.devices()), (engine.AXIS,), axis_types=(AxisType.Auto,))
-lowered = engine._advance.lower(tiny_extractor(), *stacks, detector=detector, method=engine.Method(), mesh=mesh)
+lowered = engine._advance.lower(tiny_extractor(), *stacks, detector=detector, method=engine.Method(), mesh=mesh, together=True)
 program = lowered.compile().as_text()
 assert "while" in program
 assert not any(word in program for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))

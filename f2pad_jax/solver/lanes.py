@@ -73,6 +73,7 @@ def solve_lanes(
     method: Method = Method(),
     width: int = 8,
     devices: Sequence[jax.Device] | None = None,
+    together: bool | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Solution]]:
     """Solves any number of lanes, `width` at a time; each ends as `solve` would end it.
@@ -84,6 +85,9 @@ def solve_lanes(
       method: choices that change the compiled step; static.
       width: lanes per compiled call, a power of two times the number of devices.
       devices: share the lanes among them without ever waiting for one another; by default the first one only.
+      together: whether the lanes of a device advance as one batch, or one after another within the call; the former
+        on accelerators, the latter on a CPU, where it is no slower, takes the memory of one lane, and gives the same
+        bits whatever the width.
       on_chunk: called after every compiled call with the lane-steps it ran, those of finished lanes included.
 
     Yields:
@@ -97,7 +101,8 @@ def solve_lanes(
     widths = lane_widths(width, mesh.size)
     spread, everywhere = NamedSharding(mesh, PartitionSpec(AXIS)), NamedSharding(mesh, PartitionSpec())
     extractor = jax.device_put(extractor, everywhere)
-    advance = partial(_advance, extractor, detector=detector, method=method, mesh=mesh)
+    together = mesh.devices.flat[0].platform != "cpu" if together is None else together
+    advance = partial(_advance, extractor, detector=detector, method=method, mesh=mesh, together=together)
     waiting = enumerate(lanes)
     owners = np.full(width, -1)  # index of each slot's lane
     tasks: Any = None
@@ -152,9 +157,16 @@ def _begin(extractor: Extractor, start: jax.Array, task: _Task, *, detector: Det
     return _Moving(state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs[1]))
 
 
-@partial(jax.jit, static_argnames=("detector", "method", "mesh"), donate_argnames="moving")
+@partial(jax.jit, static_argnames=("detector", "method", "mesh", "together"), donate_argnames="moving")
 def _advance(
-    extractor: Extractor, moving: _Moving, tasks: _Task, *, detector: Detector, method: Method, mesh: Mesh
+    extractor: Extractor,
+    moving: _Moving,
+    tasks: _Task,
+    *,
+    detector: Detector,
+    method: Method,
+    mesh: Mesh,
+    together: bool,
 ) -> tuple[_Moving, jax.Array]:
     """`CHUNK` steps of every lane that is not over, and which are over then, (lanes,) bool."""
 
@@ -168,7 +180,9 @@ def _advance(
 
     def chunk(extractor: Extractor, moving: _Moving, tasks: _Task) -> tuple[_Moving, jax.Array]:
         def body(current: _Moving, _: None) -> tuple[_Moving, None]:
-            return jax.vmap(one, in_axes=(None, 0, 0))(extractor, current, tasks), None
+            if together:
+                return jax.vmap(partial(one, extractor))(current, tasks), None
+            return jax.lax.map(lambda lane: one(extractor, *lane), (current, tasks)), None
 
         moving, _ = jax.lax.scan(body, moving, length=CHUNK)
         return moving, ~jax.vmap(running)(moving.state, tasks)
