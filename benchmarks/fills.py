@@ -31,7 +31,7 @@ from f2pad_jax.inpainting import Inpainter
 from f2pad_jax.inpainting.autoencoder import KIND
 from f2pad_jax.inpainting.training import train_to_folder
 from f2pad_jax.output import write_bytes, write_json
-from f2pad_jax.pipeline import Model, begin, find_mask, find_region
+from f2pad_jax.pipeline import Model, begin, find_masks, find_region, masking
 from f2pad_jax.pretrained.inpainters import load_inpainter
 
 STARTS = ("harmonic", "matching", "autoencoder", "auto")
@@ -48,15 +48,15 @@ def autoencoder(category: Category, keep: Path, epochs: int | None) -> Inpainter
 def measure(model: Model, category: Category, start: str) -> dict[str, Any]:
     """Mean IoU × 100 of n⁽⁰⁾ alone and of the final mask, and seconds that n⁽⁰⁾ takes, of one start."""
     model = replace(model, settings=model.settings._replace(start=start))
-    alone, final, seconds = [], [], []
+    alone, jobs, seconds = [], [], []
     for image, mask, scores in zip(category.images, category.masks, score_maps(model, category.images), strict=True):
         x, region = normalize(image), find_region(model, scores)
         begun = time.perf_counter()
-        first = begin(model, x, region)
+        jobs.append(masking(model, x, region, begin(model, x, region)))
         seconds.append(time.perf_counter() - begun)
-        difference = np.abs(image.astype(np.float32) - denormalize(first.normal)).sum(axis=-1) / 255
+        difference = np.abs(image.astype(np.float32) - denormalize(jobs[-1].start.normal)).sum(axis=-1) / 255
         alone.append(metrics.iou(difference > DIFFERENT, mask))
-        final.append(metrics.iou(find_mask(model, x, region, first)[0], mask))
+    final = [metrics.iou(found, category.masks[index]) for index, found, _ in find_masks(jobs)]
     return {
         "alone": round(100 * float(np.mean(alone)), 2),
         "final": round(100 * float(np.mean(final)), 2),

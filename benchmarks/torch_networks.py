@@ -52,8 +52,8 @@ def efficientnet(params: Any, images: Tensor, spec: EfficientNetSpec) -> list[Te
         totals = [max((-(-n // stride) - 1) * stride + size - n, 0) for n in (x.shape[3], x.shape[2])]
         return functional.pad(x, [side for t in totals for side in (t // 2, t - t // 2)])
 
-    scale = tensor([std * 255 / 128 for std in STD]).reshape(3, 1, 1)
-    shift = tensor([(mean * 255 - 127) / 128 for mean in MEAN]).reshape(3, 1, 1)
+    scale = tensor([std * 255 / 128 for std in STD], device=images.device).reshape(3, 1, 1)
+    shift = tensor([(mean * 255 - 127) / 128 for mean in MEAN], device=images.device).reshape(3, 1, 1)
     hidden = functional.relu6(_conv(params["stem"], same(images * scale + shift, 3, 2), stride=2))
     maps = []
     for index, block in enumerate(spec.blocks[: spec.depth]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,6 +163,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 on success, 2 where input was unusable (one line on stderr), 130 after an interruption.
     """
     arguments = parser().parse_args(argv)
+    # On a CPU pictures are solved side by side, one on each core; read when jax starts.
+    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
     try:
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 

@@ -228,12 +228,11 @@ def _complain(error: InputError) -> None:
 def _rows(
     model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray, names: Sequence[str]
 ) -> Iterator[tuple[str, report.Row]]:
-    """The name of the panel's file and the row of every image that was solved."""
+    """The name of the panel's file and the row of every image."""
     label = f"{done.run['category']} · {model.detector}"
     for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
-        if result is not None:
-            stem = f"{done.run['category']}_{model.detector}_{name.replace('/', '_')}"
-            yield stem, panel_row(model, label, image, result, mask)
+        stem = f"{done.run['category']}_{model.detector}_{name.replace('/', '_')}"
+        yield stem, panel_row(model, label, image, result, mask)
 
 
 def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:

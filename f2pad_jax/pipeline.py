@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import remove_small_objects
+from tqdm import tqdm
 
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
 from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
 from f2pad_jax.optim.sharing import sharing_weights
 from f2pad_jax.settings import Settings
-from f2pad_jax.solver import CONVERGED, NON_FINITE, Method, Rates, Solution, solve
+from f2pad_jax.solver import CONVERGED, NON_FINITE, Lane, Method, Rates, Solution, solve_lanes
 
 SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
 SQUARE = np.ones((3, 3), bool)
 FILLS = ("harmonic", "matching", "autoencoder")
+LANES = 64  # per accelerator
+STATUSES = {CONVERGED: "converged", NON_FINITE: "non-finite"}
 DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
 
 
-__all__ = ["Model", "Segmentation", "Settings", "fit", "segment"]
+__all__ = ["Model", "Segmentation", "Settings", "fit", "segment", "segment_many"]
 
 
 class Segmentation(NamedTuple):
@@ -43,7 +46,7 @@ class Segmentation(NamedTuple):
       score_map: the backbone's smoothed scores, (H, W) float32.
       iterations: of the main solve.
       status: "converged", "iteration limit", "non-finite" or "normal" (nothing reached the region threshold).
-      seconds: wall time.
+      seconds: wall time; of pictures that are segmented together, each one's share.
     """
 
     mask: np.ndarray
@@ -131,7 +134,7 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
       beta: weight of sparsity.
     """
     detector = get_detector(model.detector)
-    positions, present = _positions(region, model.extractor.strides[detector.level])
+    positions, present = _positions(region, _stride(model))
     maps, own_maps = (
         tuple(m[0] for m in apply_extractor(model.extractor, picture[None])) for picture in (anchor, image)
     )
@@ -150,27 +153,6 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
         scales=model.scales._replace(score=typical),
         coefficients=Coefficients(jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)),
     )
-
-
-@partial(jax.jit, static_argnames=("detector", "method"))
-def _solve(
-    extractor: Extractor,
-    start: jax.Array,
-    problem: Problem,
-    rates: Rates,
-    limit: int,
-    detector: Detector,
-    method: Method,
-) -> Solution:
-    return solve(start, problem, rates, limit, extractor=extractor, detector=detector, method=method)
-
-
-def refine(model: Model, problem: Problem, start: np.ndarray, *, limit: int, warm_up: int) -> Solution:
-    """`solve` with a model's settings, compiled once for each number of positions."""
-    s = model.settings
-    rates = Rates(s.rate, s.clip, s.clip, warm_up, s.tolerance, s.patience)
-    method = Method(s.sparsity, s.step_size)
-    return _solve(model.extractor, jnp.asarray(start), problem, rates, limit, get_detector(model.detector), method)
 
 
 def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
@@ -203,67 +185,148 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     return Start(filled, filled, 0)
 
 
-def find_mask(model: Model, image: np.ndarray, region: np.ndarray, start: Start) -> tuple[np.ndarray, Solution]:
-    """Steps 4 and 5: solves, and reads the mask off a = x − n.
+class Job(NamedTuple):
+    """One solve. Jobs that are given together share detector, extractor, sparsity and step size, and differ at will."""
+
+    model: Model
+    image: np.ndarray  # x, (S, S, 3) float32, ImageNet-normalised
+    region: np.ndarray  # (S, S) bool, where n is free
+    start: Start
+    beta: float  # weight of sparsity
+    limit: int  # most iterations
+
+
+def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator[tuple[int, Solution]]:
+    """Step 4: solves all jobs in lanes, over all local devices; index and solution of each, as they finish.
+
+    Args:
+      jobs: any number.
+      title: of a progress bar; none without.
+    """
+    groups: dict[Any, list[int]] = {}
+    for index, job in enumerate(jobs):
+        # Lanes of one compiled step have equal shapes.
+        shapes = len(_positions(job.region, _stride(job.model))[0]), job.model.mixture.mean.shape
+        groups.setdefault(shapes, []).append(index)
+    with tqdm(total=len(jobs), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
+        for members in groups.values():
+            model = jobs[members[0]].model
+            devices = jax.local_devices()[: len(members)]
+            finished = solve_lanes(
+                (_lane(jobs[index]) for index in members),
+                extractor=model.extractor,
+                detector=get_detector(model.detector),
+                method=Method(model.settings.sparsity, model.settings.step_size),
+                width=_width(len(members), devices),
+                devices=devices,
+            )
+            for place, solution in finished:
+                bar.update()
+                yield members[place], solution
+
+
+def _stride(model: Model) -> int:
+    return model.extractor.strides[get_detector(model.detector).level]
+
+
+def _width(count: int, devices: Sequence[jax.Device]) -> int:
+    """Lanes per compiled call; on a CPU more of them than devices gain nothing."""
+    most = len(devices) if devices[0].platform == "cpu" else LANES * len(devices)
+    width = len(devices)
+    while width < min(count, most):
+        width *= 2
+    return width
+
+
+def _lane(job: Job) -> Lane:
+    s = job.model.settings
+    problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta)
+    rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience)
+    return Lane(job.start.normal, problem, rates, job.limit)
+
+
+def masking(model: Model, image: np.ndarray, region: np.ndarray, start: Start | None = None) -> Job:
+    """The job that finds the mask of a picture.
 
     Args:
       model: as fitted or tuned.
       image: x, (S, S, 3) float32, ImageNet-normalised.
       region: (S, S) bool, already dilated.
-      start: of `begin`.
-
-    Returns:
-      The cleaned mask (S, S) bool and the solution.
+      start: where it is known already, as settings are compared that do not change it.
     """
     settings = model.settings
-    problem = prepare(model, image, region, start.anchor, beta=settings.beta0)
-    solution = refine(model, problem, start.normal, limit=settings.limit, warm_up=start.warm_up)
-    changed = np.linalg.norm(image - np.asarray(solution.normal), axis=-1) > settings.smallest
-    return clean(changed, kind=settings.cleaning), solution
+    return Job(model, image, region, start or begin(model, image, region), settings.beta0, settings.limit)
 
 
-def find_normal(model: Model, image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Step 6, re-estimation: minimises F without sparsity on the final mask only, from a fresh fill of it."""
-    if not mask.any():
-        return image
-    start = fill(image, mask, model, kind="matching").filled
-    problem = prepare(model, image, mask, start, beta=0.0)
-    limit = model.settings.refine
-    return np.asarray(refine(model, problem, start, limit=limit, warm_up=limit).normal)
+def find_masks(jobs: Sequence[Job], *, title: str | None = None) -> Iterator[tuple[int, np.ndarray, Solution]]:
+    """Steps 4 and 5: solves, and reads the masks off a = x − n: index, cleaned mask (S, S) bool, and solution."""
+    for index, solution in find_solutions(jobs, title=title):
+        settings = jobs[index].model.settings
+        changed = np.linalg.norm(jobs[index].image - np.asarray(solution.normal), axis=-1) > settings.smallest
+        yield index, clean(changed, kind=settings.cleaning), solution
 
 
-def segment(model: Model, image: np.ndarray, *, initial_map: np.ndarray | None = None) -> Segmentation:
-    """Algorithm 1 on one picture of the model's size.
+def estimation(model: Model, image: np.ndarray, mask: np.ndarray) -> Job:
+    """The job of step 6, re-estimation: minimises F without sparsity on the final mask only, from a fresh fill."""
+    filled, limit = fill(image, mask, model, kind="matching").filled, model.settings.refine
+    return Job(model, image, mask, Start(filled, filled, limit), 0.0, limit)
+
+
+def segment_many(
+    model: Model, images: np.ndarray, *, initial_maps: np.ndarray | None = None, title: str | None = None
+) -> list[Segmentation]:
+    """Algorithm 1 on pictures of the model's size, in lanes over all local devices.
 
     Args:
       model: as fitted or tuned.
-      image: uint8 RGB (S, S, 3).
-      initial_map: score map (S, S) of another detector, in the units of the model's thresholds; by default the
-        backbone's own.
+      images: uint8 RGB (N, S, S, 3).
+      initial_maps: score maps (N, S, S) of another detector, in the units of the model's thresholds; by default
+        the backbone's own.
+      title: of a progress bar; none without.
+
+    Returns:
+      One result per picture; their `seconds` are equal shares of the whole.
 
     Raises:
-      InputError: the picture is of another kind or size.
+      InputError: the pictures are of another kind or size.
     """
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.shape != (model.size, model.size, 3):
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (model.size, model.size, 3):
         raise InputError(
-            f"the picture is {image.dtype} {image.shape}",
-            mend=f"give uint8 RGB, ({model.size}, {model.size}, 3)",
+            f"the pictures are {images.dtype} {images.shape}",
+            mend=f"give uint8 RGB, (N, {model.size}, {model.size}, 3)",
         )
+    if not len(images):
+        return []
     began = time.perf_counter()
-    scores = score_maps(model, image[None])[0] if initial_map is None else initial_map
-    initial = scores > model.threshold
-    region = find_region(model, scores)
-    if not region.any():
-        return Segmentation(
-            np.zeros_like(initial), image, np.zeros(image.shape, np.float32), initial, scores,
-            0, "normal", time.perf_counter() - began,
-        )  # fmt: skip
-    x = normalize(image)
-    mask, solution = find_mask(model, x, region, begin(model, x, region))
-    status = {CONVERGED: "converged", NON_FINITE: "non-finite"}.get(int(solution.status), "iteration limit")
-    normal = np.where(mask[..., None], denormalize(find_normal(model, x, mask)), image)
-    anomaly = (image.astype(np.float32) - normal.astype(np.float32)) / 255
-    return Segmentation(
-        mask, normal, anomaly, initial, scores, int(solution.iterations), status, time.perf_counter() - began
-    )
+    maps = score_maps(model, images) if initial_maps is None else initial_maps
+    regions = [find_region(model, scores) for scores in maps]
+    x = normalize(images)
+    masks, normals = np.zeros(images.shape[:3], bool), images.copy()
+    iterations, statuses = [0] * len(images), ["normal"] * len(images)
+
+    suspect = [k for k, region in enumerate(regions) if region.any()]
+    for place, mask, solution in find_masks([masking(model, x[k], regions[k]) for k in suspect], title=title):
+        k = suspect[place]
+        masks[k], iterations[k] = mask, int(solution.iterations)
+        statuses[k] = STATUSES.get(int(solution.status), "iteration limit")
+
+    marked = [k for k, mask in enumerate(masks) if mask.any()]
+    for place, solution in find_solutions([estimation(model, x[k], masks[k]) for k in marked]):
+        k = marked[place]
+        normals[k] = np.where(masks[k][..., None], denormalize(np.asarray(solution.normal)), images[k])
+
+    anomalies = (images.astype(np.float32) - normals.astype(np.float32)) / 255
+    seconds = (time.perf_counter() - began) / len(images)
+    return [
+        Segmentation(
+            masks[k], normals[k], anomalies[k], maps[k] > model.threshold, maps[k], iterations[k], status, seconds
+        )
+        for k, status in enumerate(statuses)
+    ]
+
+
+def segment(model: Model, image: np.ndarray, *, initial_map: np.ndarray | None = None) -> Segmentation:
+    """`segment_many` of one picture, uint8 RGB (S, S, 3)."""
+    maps = None if initial_map is None else initial_map[None]
+    return segment_many(model, np.asarray(image)[None], initial_maps=maps)[0]

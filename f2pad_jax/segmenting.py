@@ -16,8 +16,10 @@ from f2pad_jax import report
 from f2pad_jax.data.images import read_image, resize_image, resize_mask, write_png
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_bytes
-from f2pad_jax.pipeline import Model, Segmentation
+from f2pad_jax.pipeline import Model, Segmentation, segment_many
 from f2pad_jax.pipeline import segment as segment_square
+
+GROUP = 32  # pictures that are in memory and solved at a time
 
 
 def segment(model: Model, image: np.ndarray) -> Segmentation:
@@ -37,9 +39,13 @@ def segment(model: Model, image: np.ndarray) -> Segmentation:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise InputError(f"the picture is {image.dtype} {image.shape}", mend="give uint8 RGB, (H, W, 3)")
+    return _grown(segment_square(model, resize_image(image, (model.size, model.size))), image)
+
+
+def _grown(result: Segmentation, image: np.ndarray) -> Segmentation:
+    """A result at the model's size, at the size of its picture."""
     shape = (image.shape[0], image.shape[1])
-    result = segment_square(model, resize_image(image, (model.size, model.size)))
-    if shape == (model.size, model.size):
+    if shape == result.mask.shape:
         return result
     mask = resize_mask(result.mask, shape)
     normal = np.where(mask[..., None], resize_image(result.normal, shape), image)
@@ -77,15 +83,13 @@ def segment_files(
     if any(path.parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, mend="name another folder")
     records: list[dict[str, Any]] = []
-    progress = tqdm(paths, desc="segment", unit="image", disable=None)
+    stems = output_stems(paths)
     try:
-        for path, stem in zip(progress, output_stems(paths), strict=True):
-            try:
-                record = _segment_file(model, path, out, stem)
-            except InputError as error:
-                on_failure(error)
-                record = {"status": "failed", "error": str(error)}
-            records.append({"image": str(path)} | record)
+        with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
+            for first in range(0, len(paths), GROUP):
+                group = slice(first, first + GROUP)
+                records += _segment_group(model, paths[group], out, stems[group], on_failure)
+                bar.update(len(paths[group]))
     finally:  # what was done before an interruption is on record as well
         write_bytes(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
     return records
@@ -125,9 +129,35 @@ def panel_row(
     )
 
 
-def _segment_file(model: Model, path: Path, out: Path, stem: str) -> dict[str, Any]:
-    image = read_image(path)
-    result = segment(model, image)
+def _segment_group(
+    model: Model, paths: Sequence[Path], out: Path, stems: Sequence[str], on_failure: Callable[[InputError], None]
+) -> list[dict[str, Any]]:
+    """Pictures that are solved together, and their records in the order given."""
+    records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+
+    def fail(place: int, error: InputError) -> None:
+        on_failure(error)
+        records[place] |= {"status": "failed", "error": str(error)}
+
+    images: dict[int, np.ndarray] = {}
+    for place, path in enumerate(paths):
+        try:
+            images[place] = read_image(path)
+        except InputError as error:
+            fail(place, error)
+    if images:
+        squares = np.stack([resize_image(image, (model.size, model.size)) for image in images.values()])
+        for (place, image), result in zip(images.items(), segment_many(model, squares), strict=True):
+            try:
+                records[place] |= _write_result(model, paths[place], image, _grown(result, image), out, stems[place])
+            except InputError as error:
+                fail(place, error)
+    return records
+
+
+def _write_result(
+    model: Model, path: Path, image: np.ndarray, result: Segmentation, out: Path, stem: str
+) -> dict[str, Any]:
     files = {kind: f"{stem}_{kind}.png" for kind in ("mask", "normal", "panel")}
     write_png(out / files["mask"], result.mask)
     write_png(out / files["normal"], result.normal)

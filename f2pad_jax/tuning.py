@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from tqdm import tqdm
 
 from f2pad_jax.data.images import normalize
 from f2pad_jax.fitting import Model, refit_mixture, score_maps, synthetic_anomalies
 from f2pad_jax.metrics import iou
-from f2pad_jax.pipeline import begin, find_mask, find_region
+from f2pad_jax.pipeline import begin, find_masks, find_region, masking
 
 COUNT = 4  # synthetic pictures that a setting is judged by
 BETA0 = (2.0, 3.0, 4.5)
@@ -19,8 +18,8 @@ ALPHA1 = (0.3, 1.0, 3.0)
 COMPONENTS = (4, 8, 16)
 
 
-def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Callable[[Model], float]:
-    """A function that gives the mean IoU a model reaches on pictures; what no setting changes is computed once.
+def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Callable[[Sequence[Model]], list[float]]:
+    """A function that gives the mean IoU that models reach on pictures; what no setting changes is computed once.
 
     Args:
       model: any model that differs from those to be judged in α1, β0 and the mixture only.
@@ -34,11 +33,17 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Callable[[Mode
             x = normalize(image)
             cases.append((x, region, begin(model, x, region), mask))
 
-    def mean_iou(candidate: Model) -> float:
-        found = [iou(find_mask(candidate, x, region, start)[0], mask) for x, region, start, mask in cases]
-        return float(np.mean(found)) if found else 0.0
+    def mean_ious(candidates: Sequence[Model]) -> list[float]:
+        if not cases:
+            return [0.0] * len(candidates)
+        found = np.zeros((len(candidates), len(cases)))
+        jobs = [masking(candidate, x, region, start) for candidate in candidates for x, region, start, _ in cases]
+        for index, mask, _ in find_masks(jobs, title="tune"):
+            candidate, case = divmod(index, len(cases))
+            found[candidate, case] = iou(mask, cases[case][-1])
+        return found.mean(axis=1).tolist()
 
-    return mean_iou
+    return mean_ious
 
 
 def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None) -> Model:
@@ -56,7 +61,6 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
     """
     images, masks = oracle or synthetic_anomalies(model.held_out, count=COUNT, seed=seed + 1)
     reach = judge(model, images, masks)
-    best, highest = model, reach(model)
 
     def weight(name: str) -> Callable[[Model, float], Model]:
         return lambda m, value: replace(m, settings=m.settings._replace(**{name: value}))
@@ -66,15 +70,11 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
         ("alpha1", ALPHA1, weight("alpha1")),
         ("components", COMPONENTS, refit_mixture),
     ]
-    total = sum(len(values) - 1 for _, values, _ in axes)
-    with tqdm(total=total, desc="tune", unit="setting", leave=False, disable=None) as bar:
-        for name, values, change in axes:
-            for value in values:
-                if value == getattr(best.settings, name):
-                    continue
-                candidate = change(best, value)
-                reached = reach(candidate)
-                if reached > highest:
-                    best, highest = candidate, reached
-                bar.update()
+    best, highest = model, None
+    for name, values, change in axes:
+        others = [change(best, value) for value in values if value != getattr(best.settings, name)]
+        candidates = others if highest is not None else [best, *others]
+        for candidate, reached in zip(candidates, reach(candidates), strict=True):
+            if highest is None or reached > highest:
+                best, highest = candidate, reached
     return replace(best, tuned_on="synthetic-validation" if oracle is None else "oracle")

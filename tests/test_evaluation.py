@@ -51,7 +51,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, list[
     masks[1, 10:13, 2:8] = True
     results = [_result(index, mask) for index, mask in enumerate(masks)]
     images = np.zeros((3, SIZE, SIZE, 3), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
-    monkeypatch.setattr(evaluation, "segment", lambda model, image: results[image[0, 0, 0]])
+    monkeypatch.setattr(evaluation, "segment_many", lambda model, images, title: results)
     return images, masks, results
 
 
@@ -118,44 +118,21 @@ def test_the_oracle_threshold_is_the_best_there_is(case) -> None:
     assert run["backbone_oracle"]["iou"] == pytest.approx(100 * np.mean([jaccard_score(*p) for p in pairs]), abs=0.006)
 
 
-def test_failures_are_listed_and_lose_nothing_else(case, monkeypatch: pytest.MonkeyPatch) -> None:
-    images, masks, results = case
-
-    def stumbling(model: object, image: np.ndarray) -> Segmentation:
-        if image[0, 0, 0] == 1:
-            raise InputError("the solve went astray")
-        return results[image[0, 0, 0]]
-
-    monkeypatch.setattr(evaluation, "segment", stumbling)
+def test_pictures_that_could_not_be_read_are_listed_and_lose_nothing_else(case) -> None:
     unread = [("a/9", InputError("cannot be read", where="a/9.png"))]
-    found = evaluate(MODEL, images, masks, ["a/0", "a/1", "good/0"], dataset="d", category="c", unread=unread)
-    assert [result is None for result in found.results] == [False, True, False]
-    assert (found.run["test_images"], found.run["failed"]) == (2, 2)
-    assert [image["image"] for image in found.run["per_image"]] == ["a/0", "a/1", "good/0", "a/9"]
-    assert [image["status"] for image in found.run["per_image"]] == [
-        "converged",
-        "failed",
-        "converged",
-        "failed",
-    ]
-    assert found.run["per_image"][1]["error"] == "the solve went astray"
-    assert found.run["f2pad"]["iou"] == found.run["per_image"][0]["f2pad_iou"]
+    run = _run(case, unread=unread)
+    assert (run["test_images"], run["failed"]) == (3, 1)
+    assert [image["image"] for image in run["per_image"]] == ["a/0", "a/1", "good/0", "a/9"]
+    assert [image["status"] for image in run["per_image"]] == ["converged"] * 3 + ["failed"]
+    assert run["per_image"][3]["error"] == "a/9.png: cannot be read"
+    assert run["f2pad"] == _run(case)["f2pad"]
 
 
 def test_nothing_to_measure_is_said_before_any_work(case, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks, _ = case
-    monkeypatch.setattr(evaluation, "segment", lambda model, image: pytest.fail("worked in vain"))
+    monkeypatch.setattr(evaluation, "segment_many", lambda *_, **__: pytest.fail("worked in vain"))
     with pytest.raises(InputError, match="one kind of pixel only"):
         evaluate(MODEL, images, np.zeros_like(masks), ["x"] * 3, dataset="d", category="c")
-
-
-def test_if_all_fail_the_first_reason_is_raised(case, monkeypatch: pytest.MonkeyPatch) -> None:
-    def failing(model: object, image: np.ndarray) -> Segmentation:
-        raise InputError(f"reason {image[0, 0, 0]}")
-
-    monkeypatch.setattr(evaluation, "segment", failing)
-    with pytest.raises(InputError, match="reason 0"):
-        _run(case)
 
 
 def test_gap_closed() -> None:

@@ -52,19 +52,22 @@ def assert_same(found: Sequence[Solution], expected: Sequence[Solution]) -> None
 
 
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
-@pytest.mark.parametrize("width", [1, 4, 16])
-def test_lanes_end_as_they_would_alone(name: str, width: int) -> None:
+@pytest.mark.parametrize(("width", "together"), [(1, False), (4, False), (4, True), (16, True)])
+def test_lanes_end_as_they_would_alone(name: str, width: int, together: bool) -> None:  # noqa: FBT001
     lanes = some_lanes(name)
     expected = [alone(lane, make_case(name)) for lane in lanes]
     assert {int(one.status) for one in expected} == {RUNNING, CONVERGED}
-    assert_same(solved(lanes, name, width=width), expected)
+    assert_same(solved(lanes, name, width=width, together=together), expected)
 
 
-def test_order_and_neighbours_do_not_matter() -> None:
+def test_width_order_and_neighbours_do_not_change_a_bit_on_a_cpu() -> None:
     lanes = some_lanes("padim")
+    expected = solved(lanes, "padim", width=8)
     order = np.random.default_rng(0).permutation(len(lanes))
-    shuffled = solved([lanes[index] for index in order], "padim", width=4)
-    assert_same([shuffled[place] for place in np.argsort(order)], solved(lanes, "padim", width=4))
+    for width in (2, 4):
+        shuffled = solved([lanes[index] for index in order], "padim", width=width)
+        for one, other in zip([shuffled[place] for place in np.argsort(order)], expected, strict=True):
+            jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
 def test_a_lane_that_is_not_finite_harms_no_other() -> None:
@@ -151,7 +154,8 @@ task = engine._Task(lanes[0].problem, lanes[0].rates, np.int32(3))
 moving = engine._begin(tiny_extractor(), lanes[0].start, task, detector=detector, method=engine.Method())
 stacks = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], 8, axis=0), (moving, task))
 mesh = Mesh(np.asarray(jax.devices()), (engine.AXIS,), axis_types=(AxisType.Auto,))
-lowered = engine._advance.lower(tiny_extractor(), *stacks, detector=detector, method=engine.Method(), mesh=mesh, together=True)
+static = dict(detector=detector, method=engine.Method(), mesh=mesh, together=True)
+lowered = engine._advance.lower(tiny_extractor(), *stacks, **static)
 program = lowered.compile().as_text()
 assert "while" in program
 assert not any(word in program for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))

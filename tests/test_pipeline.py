@@ -101,7 +101,7 @@ def test_the_mask_is_where_the_anomaly_is_not_zero(fitted: Fitted) -> None:
     x = normalize(image)
     wide = fitted.results[0].score_map > model.region_threshold
     region = np.asarray(ndimage.binary_dilation(wide, iterations=model.settings.dilation), bool)
-    mask, solution = pipeline.find_mask(model, x, region, pipeline.begin(model, x, region))
+    ((_, mask, solution),) = pipeline.find_masks([pipeline.masking(model, x, region)])
     changed = (np.asarray(solution.normal) != x).any(axis=-1)
     np.testing.assert_array_equal(mask, without_dots(changed))
     np.testing.assert_array_equal(mask, fitted.results[0].mask)
@@ -126,6 +126,16 @@ def test_segmenting_again_gives_the_same(fitted: Fitted) -> None:
     again = segment(fitted.model, fitted.cases[1][0])
     for name in ("mask", "normal", "anomaly", "initial_mask", "score_map", "iterations", "status"):
         np.testing.assert_array_equal(getattr(again, name), getattr(fitted.results[1], name), err_msg=name)
+
+
+def test_many_pictures_give_what_each_gives_alone(fitted: Fitted) -> None:
+    clean = fitted.cases[0][2]
+    images = np.stack([image for image, _, _ in fitted.cases] + [clean])
+    many = pipeline.segment_many(fitted.model, images)
+    for one, other in zip(many, [*fitted.results, segment(fitted.model, clean)], strict=True):
+        for name in ("mask", "normal", "anomaly", "initial_mask", "score_map", "iterations", "status"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
+    assert pipeline.segment_many(fitted.model, images[:0]) == []
 
 
 def test_a_clean_picture_has_an_empty_mask(fitted: Fitted) -> None:
@@ -242,7 +252,7 @@ def test_pictures_that_cannot_be_fitted_are_refused(pictures: np.ndarray, messag
 
 def test_an_unknown_detector_is_refused(data: tuple[np.ndarray, list[Case]], lite0: Extractor) -> None:
     with pytest.raises(InputError, match="choose one of padim, patchcore"):
-        fit(data[0], detector="cflow", extractor=lite0)
+        fit(data[0], detector="spade", extractor=lite0)
 
 
 @pytest.mark.parametrize(

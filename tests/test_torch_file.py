@@ -79,6 +79,33 @@ def tensor_pickle(
     return b"\x80\x02}Vx\nc" + rebuild.encode() + b"\n" + arguments + b"Rs."
 
 
+@pytest.mark.parity
+@pytest.mark.parametrize("zipped", [True, False])
+def test_plain_values_and_unused_tensors_of_a_checkpoint_are_left_out(zipped: bool):  # noqa: FBT001
+    """What Lightning and anomalib keep beside the tensors, and names of classes among them."""
+    torch = pytest.importorskip("torch")
+    checkpoint = {
+        "epoch": 24,
+        "global_step": 1 << 40,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": OrderedDict({"model.w": torch.arange(3.0), "image_threshold_class": "anomalib.metrics.F1"}),
+        "loops": {"fit_loop": {"state_dict": {}, "epoch_progress": {"total": {"ready": 25, "done": [True, None]}}}},
+        "callbacks": {"ModelCheckpoint{'monitor': None}": {"best_model_score": torch.tensor(0.5), "best_k_models": {}}},
+        "optimizer_states": [{"state": {0: {"exp_avg": torch.zeros(4, 5).double()}}, "param_groups": [{"lr": 1e-4}]}],
+        "hyper_parameters": {"layers": ("layer2", "layer3"), "clamp": 1.9, "seen": {1, 2}},
+    }
+    file = io.BytesIO()
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=zipped)
+    (found,) = read_torch(file.getvalue()).items()
+    assert found[0] == "model.w"
+    np.testing.assert_array_equal(found[1], np.arange(3, dtype=np.float32))
+    checkpoint["hyper_parameters"]["root"] = Path("datasets")
+    file = io.BytesIO()
+    torch.save(checkpoint, file, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"refused: the pickle asks for pathlib"):
+        read_torch(file.getvalue())
+
+
 def test_a_tensor_written_by_hand_is_read():
     raw = np.arange(4, dtype="<f4").tobytes()
     np.testing.assert_array_equal(read_torch(torch_zip(tensor_pickle(), {"0": raw}))["x"], np.arange(4))
@@ -101,6 +128,24 @@ def test_a_tensor_written_by_hand_is_read():
 def test_tensors_outside_their_storage_are_refused(fields: dict):
     with pytest.raises(ValueError, match=r"outside|malformed|truncated|refused"):
         read_torch(torch_zip(tensor_pickle(**fields), {"0": bytes(16)}))
+
+
+STORAGE = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI4\ntQ"
+
+
+@pytest.mark.parametrize(
+    ("behind", "change"),
+    [
+        (b"NtR", b"(" + STORAGE + b"I0\n(I1000\nt(I1\nttb"),  # a tensor of another shape than was checked
+        (b"FloatStorage\n", b"(VDoubleStorage\ntb"),  # another type of number, in this file and all that follow
+    ],
+)
+def test_what_was_checked_cannot_be_changed(behind: bytes, change: bytes):
+    root = tensor_pickle()
+    assert root.count(behind) == 1
+    with pytest.raises(ValueError, match="state is not"):
+        read_torch(torch_zip(root.replace(behind, behind + change), {"0": bytes(16)}))
+    np.testing.assert_array_equal(read_torch(torch_zip(root, {"0": bytes(16)}))["x"], np.zeros(4))
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,17 +60,19 @@ def test_numbers_are_chosen_together_with_the_best_so_far(
     """The stand-in solve is right for β0 = 4.5 alone, then for α1 = 0.3 with it, then for 16 Gaussians as well."""
     seen = []
 
-    def find_mask(model: pipeline.Model, _x: Any, _region: Any, _start: Any) -> tuple[np.ndarray, None]:
-        s = model.settings
-        seen.append((s.beta0, s.alpha1, s.components))
-        right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.3) + int(s.components == 16)
-        found = truth.copy()
-        found[: 3 - right] = False
-        return found, None
+    def find_masks(jobs: Sequence[pipeline.Job], *, title: str) -> Iterator[tuple[int, np.ndarray, None]]:
+        for index, job in reversed(list(enumerate(jobs))):  # lanes finish in any order
+            s = job.model.settings
+            assert job.beta == s.beta0
+            seen.append((s.beta0, s.alpha1, s.components))
+            right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.3) + int(s.components == 16)
+            found = truth.copy()
+            found[: 3 - right] = False
+            yield index, found, None
 
     truth = np.ones((tiny_model.size, tiny_model.size), bool)
     truth[-1] = False
-    monkeypatch.setattr(tuning, "find_mask", find_mask)
+    monkeypatch.setattr(tuning, "find_masks", find_masks)
     images = np.stack([tiny_model.held_out[0]] * 2)
     model = tiny_model.__class__(**{**tiny_model.__dict__, "region_threshold": -1.0})
     tuned = tuning.tune(model, oracle=(images, np.stack([truth] * 2)))
@@ -81,7 +84,8 @@ def test_numbers_are_chosen_together_with_the_best_so_far(
 
 
 def test_ties_keep_what_was_given(tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "find_mask", lambda *_: (np.zeros((tiny_model.size,) * 2, bool), None))
+    empty = np.zeros((tiny_model.size,) * 2, bool)
+    monkeypatch.setattr(tuning, "find_masks", lambda jobs, title: ((index, empty, None) for index in range(len(jobs))))
     tuned = tuning.tune(tiny_model)
     assert tuned.settings == tiny_model.settings
     assert tuned.tuned_on == "synthetic-validation"

@@ -1,7 +1,7 @@
 """Reads the tensors of a torch file, zip or legacy format, without torch and without running its pickles.
 
-A torch file is a pickle, and a pickle is a program. The unpickler here can build dictionaries of tensor
-descriptions and nothing else; tensors are cut from the raw storages afterwards, inside checked bounds.
+A torch file is a pickle, and a pickle is a program. The unpickler here can build plain values and descriptions of
+tensors and nothing else; tensors are cut from the raw storages afterwards, inside checked bounds.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,8 +37,10 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class _StorageType:
+# The descriptions are tuples, for a pickle can change the fields of nearly any other object after they were checked.
+
+
+class _StorageType(NamedTuple):
     """Stands for a `torch.<X>Storage` class; unlike it, it cannot be called."""
 
     name: str
@@ -49,15 +50,13 @@ class _StorageType:
         return 2 if _DTYPES[self.name] == "bf16" else np.dtype(_DTYPES[self.name]).itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class _Storage:
+class _Storage(NamedTuple):
     kind: _StorageType
     key: str
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Tensor:
+class _Tensor(NamedTuple):
     storage: _Storage
     offset: int
     shape: tuple[int, ...]
@@ -84,12 +83,18 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 _ALLOWED = {
     ("collections", "OrderedDict"): OrderedDict,
+    ("builtins", "set"): set,
+    ("__builtin__", "set"): set,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 } | {("torch", name): _StorageType(name) for name in _DTYPES}
 
 
 class _TensorUnpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO) -> None:
+        super().__init__(stream)
+        self.storages: dict[str, _Storage] = {}  # all that the pickle speaks of, by key
+
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         try:
             return _ALLOWED[module_name, global_name]
@@ -98,15 +103,15 @@ class _TensorUnpickler(pickle.Unpickler):
 
     def persistent_load(self, pid: Any, /) -> _Storage:
         match pid:
-            case ("storage", _StorageType() as kind, str(key), str(), int(count)) if count >= 0:
-                return _Storage(kind, key, count)
-            case ("storage", _StorageType() as kind, str(key), str(), int(count), None) if count >= 0:
-                return _Storage(kind, key, count)
+            case ("storage", _StorageType() as kind, str(key), str(), int(count), *rest) if count >= 0:
+                if rest in ([], [None]):  # of which part of another storage it is a view: nobody writes that now
+                    self.storages[key] = _Storage(kind, key, count)
+                    return self.storages[key]
         raise pickle.UnpicklingError("refused: a storage of an unknown form")
 
 
-def _unpickle(stream: io.BytesIO) -> Any:
-    """One object from the stream, which then stands just behind it."""
+def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
+    """One object from the stream, which then stands just behind it, and the storages that it speaks of."""
     start = stream.tell()
     for opcode, argument, position in pickletools.genops(stream):
         # A memo index is a table size: a huge one is a way to fill the memory with five bytes.
@@ -114,9 +119,10 @@ def _unpickle(stream: io.BytesIO) -> Any:
             raise pickle.UnpicklingError("refused: the pickle is too large")
     end = stream.tell()
     stream.seek(start)
-    value = _TensorUnpickler(io.BytesIO(stream.read(end - start))).load()
+    unpickler = _TensorUnpickler(io.BytesIO(stream.read(end - start)))
+    value = unpickler.load()
     stream.seek(end)
-    return value
+    return value, unpickler.storages
 
 
 def _tensors(root: Any) -> dict[str, _Tensor]:
@@ -130,12 +136,13 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
         }
     if not isinstance(root, Mapping) or len(root) > MAX_TENSORS:
         raise pickle.UnpicklingError("not a mapping from names to tensors")
-    odd = [key for key, value in root.items() if not (isinstance(key, str) and isinstance(value, _Tensor))]
-    if odd:
-        raise pickle.UnpicklingError(f"not a tensor: {odd[0]!r}")
-    if sum(math.prod(tensor.shape) for tensor in root.values()) > MAX_ELEMENTS:
+    # anomalib puts names of classes, plain strings, among the tensors
+    tensors = {key: value for key, value in root.items() if isinstance(key, str) and isinstance(value, _Tensor)}
+    if root and not tensors:
+        raise pickle.UnpicklingError(f"not a tensor: {next(iter(root))!r}")
+    if sum(math.prod(tensor.shape) for tensor in tensors.values()) > MAX_ELEMENTS:
         raise pickle.UnpicklingError("the tensors are too large")
-    return dict(root)
+    return tensors
 
 
 def _array(tensor: _Tensor, raw: bytes | memoryview) -> np.ndarray:
@@ -164,24 +171,23 @@ def _read_zip(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("refused: big-endian storages")
-        for key, tensor in _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))).items():
+        for key, tensor in _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))[0]).items():
             yield key, _array(tensor, archive.read(f"{root}data/{tensor.storage.key}"))
 
 
 def _read_legacy(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
     stream = io.BytesIO(data)
-    if _unpickle(stream) != _LEGACY_MAGIC or _unpickle(stream) != _LEGACY_PROTOCOL:
+    if _unpickle(stream)[0] != _LEGACY_MAGIC or _unpickle(stream)[0] != _LEGACY_PROTOCOL:
         raise pickle.UnpicklingError("a pickle, but not a torch file")
-    if not _unpickle(stream).get("little_endian"):
+    if not _unpickle(stream)[0].get("little_endian"):
         raise pickle.UnpicklingError("refused: big-endian storages")
-    tensors = _tensors(_unpickle(stream))
-    storages = {tensor.storage.key: tensor.storage for tensor in tensors.values()}
-    raw, view = {}, memoryview(data)
-    for key in _unpickle(stream):
+    root, storages = _unpickle(stream)
+    tensors, raw, view = _tensors(root), {}, memoryview(data)
+    for key in _unpickle(stream)[0]:
         start = stream.tell() + 8
         count = int.from_bytes(stream.read(8), "little")
         if key not in storages:
-            raise pickle.UnpicklingError(f"a storage nobody asks for: {key!r}")
+            raise pickle.UnpicklingError(f"a storage of which nothing is said: {key!r}")
         stream.seek(start + count * storages[key].kind.itemsize)
         raw[key] = view[start : stream.tell()]
     for key, tensor in tensors.items():
@@ -193,13 +199,14 @@ def read_torch(data: bytes) -> dict[str, np.ndarray]:
 
     Args:
       data: the whole file. A zip archive or the legacy run of pickles; a mapping from names to tensors, or
-        one that holds such a mapping as "state_dict" or "model".
+        one that holds such a mapping as "state_dict" or "model". Plain values beside them are left out.
 
     Returns:
       Read-only arrays in C order of the stored type; bfloat16 becomes float32.
 
     Raises:
-      ValueError: the file is damaged, is no torch file, or asks for anything but tensors.
+      ValueError: the file is damaged, is no torch file, holds no tensor, or asks for anything but tensors and plain
+        values.
     """
     try:
         return dict(_read_zip(data) if data[:2] == b"PK" else _read_legacy(data))

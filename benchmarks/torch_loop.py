@@ -1,0 +1,225 @@
+"""The paper's loop in eager PyTorch, one picture at a time: the peer of `pytorch_loop`. Imports torch.
+
+Equation numbers are those of arXiv 2407.06519. Every function takes tensors of one device; pictures are
+(1, 3, H, W), ImageNet-normalised. The terms are weighted as in `f2pad_jax.objective`; the loss that is stepped on and
+watched by the stop rule is F in the paper's own units, in which l_n is the plain sum of the scores.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import torch
+from loop_tasks import Choices, Setup, Task
+from scipy import ndimage
+from torch import Tensor
+from torch.nn import functional
+from torch_networks import NETWORKS
+
+from f2pad_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+
+RADIUS, SPACE, COLOUR = 5, 1.1, 3.0  # ks, σ0 and σ1 of (13) and (14)
+CLIP, FLOOR = 0.03, 0.1  # of the gradient; of |a| in (15), with γ0 = 1
+FALLS = {"padim": 0.1, "patchcore": 0.05}  # of the loss between two iterations, below which the loop stops
+LIMIT = 1200  # iterations
+CANDIDATES = 50  # |M_ij|
+
+
+class Problem(NamedTuple):
+    """What stays fixed during the loop."""
+
+    image: Tensor  # (1, 3, H, W)
+    region: Tensor  # (H, W) bool
+    sharing: Tensor  # (K, H, W), weights of (14)
+    positions: Tensor  # (S,) on the detector's grid
+    local: tuple[Tensor, ...]  # candidates (S, 50, D), or means (S, D) and inverse covariances (S, D, D)
+    score: Tensor  # typical score
+    beta: float  # weight of sparsity
+
+
+def upload(setup: Setup, device: torch.device) -> Setup:
+    """The model on a device; convolutions in torch's order, PaDiM's inverse covariances written out in full."""
+
+    def tensor(array: np.ndarray) -> Tensor:
+        turned = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array  # HWIO to OIHW
+        return torch.from_numpy(np.array(turned)).to(device)
+
+    params, statistics, mean, precision = jax.tree.map(
+        tensor, (setup.params, setup.statistics, setup.mean, setup.precision)
+    )
+    if "basis" in statistics:  # Λ⁻¹ = (I − V diag(g) Vᵀ)/ε
+        basis = statistics["basis"]
+        inverse = torch.eye(basis.shape[1], device=device) - (basis * statistics["gain"][:, None]) @ basis.mT
+        statistics = {**statistics, "precision": inverse / statistics["floor"]}
+    return setup._replace(params=params, statistics=statistics, mean=mean, precision=precision)
+
+
+def features(image: Tensor, setup: Setup) -> tuple[Tensor, int]:
+    """The detector's embedded features, (P, D) row-major, and the stride of their grid."""
+    maps = NETWORKS[setup.network](setup.params, image, setup.spec)
+    if setup.detector == "padim":
+        size = maps[0].shape[-2:]
+        grown = [functional.interpolate(m, size, mode="nearest") for m in maps]
+        grid = torch.cat(grown, dim=1)[:, setup.statistics["channels"].long()]
+    else:
+        used = [functional.avg_pool2d(functional.pad(m, (1, 1, 1, 1), "replicate"), 3, 1) for m in maps[1:]]
+        size = used[0].shape[-2:]
+        grown = used[:1] + [functional.interpolate(m, size, mode="bilinear", align_corners=False) for m in used[1:]]
+        grid = torch.cat(grown, dim=1) / setup.statistics["scale"][:, None, None]
+    return grid[0].flatten(1).T, image.shape[-1] // size[-1]
+
+
+def scores(found: Tensor, local: tuple[Tensor, ...]) -> Tensor:
+    """The summands of l_n at some positions, (4) or (7): (S,)."""
+    if len(local) == 1:
+        return (found[:, None] - local[0]).square().sum(-1).min(1).values
+    delta = found - local[0]
+    return ((delta[:, None] @ local[1])[:, 0] * delta).sum(-1)
+
+
+def sharing_weights(image: Tensor) -> Tensor:
+    """(14): (K, H, W) for the offsets in row-major order."""
+    _, _, height, width = image.shape
+    pads, side = (RADIUS,) * 4, 2 * RADIUS + 1
+    padded, inside = functional.pad(image, pads), functional.pad(torch.ones_like(image[0, 0]), pads)
+    weights = []
+    for i, j in np.ndindex(side, side):
+        here = slice(i, i + height), slice(j, j + width)
+        space = ((i - RADIUS) ** 2 + (j - RADIUS) ** 2) / SPACE
+        colour = (padded[0][:, *here] - image[0]).square().sum(0) / COLOUR
+        weights.append(torch.exp(-space - colour) * inside[here])
+    stacked = torch.stack(weights)
+    return stacked / stacked.sum(0)
+
+
+def share(gradient: Tensor, weights: Tensor) -> Tensor:
+    """(13), in the way that is faster on the device: shifted adds on a CPU, im2col on a GPU."""
+    count, height, width = weights.shape
+    side = math.isqrt(count)
+    if gradient.is_cuda:
+        columns = functional.unfold(gradient, side, padding=side // 2).view(3, count, -1)
+        return (columns * weights.view(count, -1)).sum(1).view_as(gradient)
+    padded, total = functional.pad(gradient, (side // 2,) * 4), torch.zeros_like(gradient)
+    for k, (i, j) in enumerate(np.ndindex(side, side)):
+        total.addcmul_(weights[k], padded[..., i : i + height, j : j + width])
+    return total
+
+
+def picture(array: np.ndarray, device: torch.device) -> Tensor:
+    """(H, W, 3) to (1, 3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))[None].to(device)
+
+
+@torch.no_grad()
+def prepare(task: Task, setup: Setup, beta: float) -> Problem:
+    """The weights of (14), the positions that the region affects, and their statistics."""
+    device, statistics = setup.mean.device, setup.statistics
+    image, region = picture(task.image, device), torch.from_numpy(task.region).to(device)
+    own, stride = features(image, setup)
+    cells = functional.max_pool2d(region[None].float(), stride)
+    positions = functional.max_pool2d(cells, 3, 1, 1).flatten().nonzero()[:, 0]
+    if setup.detector == "padim":
+        summands = scores(own, (statistics["mean"], statistics["precision"]))
+        local = (statistics["mean"][positions], statistics["precision"][positions])
+    else:
+        bank = statistics["bank"]
+        summands = torch.cdist(own, bank).square().min(1).values
+        filled = features(picture(task.fill, device), setup)[0][positions]
+        nearest = torch.cdist(filled, bank).topk(min(CANDIDATES, len(bank)), largest=False).indices
+        local = (bank[nearest],)
+    typical = summands.quantile(0.5).clamp(min=setup.scales[0])
+    return Problem(image, region, sharing_weights(image), positions, local, typical, beta)
+
+
+def terms(normal: Tensor, problem: Problem, setup: Setup, alphas: tuple[float, float]) -> list[Tensor]:
+    """Feature, pixel, variation and sparsity, which add up to F(n), (12)."""
+    found, stride = features(normal, setup)
+    feature = scores(found[problem.positions], problem.local).sum() * stride**2 / problem.score
+    delta = normal[0].flatten(1).T - setup.mean[:, None]  # (Q, H·W, 3)
+    pixel = ((delta @ setup.precision) * delta).sum(-1).min(0).values.sum()
+    variation = normal.diff(dim=2).abs().sum() + normal.diff(dim=3).abs().sum()
+    norm = torch.linalg.vector_norm(problem.image - normal, dim=1)
+    sparsity = torch.log(torch.sqrt(norm.square() + 1e-4) + norm).sum()
+    _, typical_pixel, typical_variation = setup.scales
+    return [
+        feature,
+        alphas[0] * pixel / typical_pixel,
+        alphas[1] * variation / typical_variation,
+        problem.beta * sparsity,
+    ]
+
+
+class Adan:
+    """Adan of its authors (sail-sg/Adan) with their β = (0.98, 0.92, 0.99)."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.count, self.previous = 0, None
+        self.mean, self.difference, self.square = (torch.zeros_like(like) for _ in range(3))
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The next step before its size."""
+        self.count += 1
+        change = torch.zeros_like(gradient) if self.previous is None else gradient - self.previous
+        self.previous = gradient
+        self.mean.mul_(0.98).add_(gradient, alpha=0.02)
+        self.difference.mul_(0.92).add_(change, alpha=0.08)
+        ahead = gradient + 0.92 * change
+        self.square.mul_(0.99).addcmul_(ahead, ahead, value=0.01)
+        correct = [1 - b**self.count for b in (0.98, 0.92, 0.99)]
+        numerator = self.mean / correct[0] + 0.92 * self.difference / correct[1]
+        return numerator / (self.square.sqrt() / math.sqrt(correct[2]) + 1e-8)
+
+
+def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, limit: int) -> tuple[Tensor, int, float]:
+    """Algorithm 1's loop: n, iterations, and the last F in the paper's units."""
+    mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    image, alphas = problem.image, (choices.alpha1, choices.alpha2)
+    stride = features(image, setup)[1]
+    unit = problem.score / stride**2  # turns the weighted terms into the paper's units
+    normal, adan, before = torch.where(problem.region, start, image), Adan(start), math.inf
+    for count in range(1, limit + 1):
+        active = count > choices.warm_up
+        normal.requires_grad_()
+        parts = terms(normal, problem if active else problem._replace(beta=0.0), setup, alphas)
+        loss = unit * torch.stack(parts).sum()
+        (gradient,) = torch.autograd.grad(loss, normal)
+        with torch.no_grad():
+            shared = share(gradient, problem.sharing).clamp_(-CLIP, CLIP)
+            size = choices.rate / (image - normal).abs().clamp_(min=FLOOR)
+            moved = normal - size * adan.direction(shared)
+            valid = torch.minimum(torch.maximum(moved, -mean / std), (1 - mean) / std)
+            normal = torch.where(problem.region, valid, image)
+        value = float(loss.detach())
+        if before - value < FALLS[setup.detector]:
+            return normal, count, value
+        before = value if active else math.inf
+    return normal, limit, before
+
+
+def segment(task: Task, setup: Setup, choices: Choices, limit: int = LIMIT) -> tuple[np.ndarray, int, float]:
+    """The whole job of one picture: ‖a‖ (H, W), iterations, and the last F."""
+    problem = prepare(task, setup, choices.beta0 / max(task.area, 1))
+    start = picture(task.start if choices.start == "given" else task.fill, problem.image.device)
+    normal, count, value = descend(problem, start, setup, choices, limit)
+    return torch.linalg.vector_norm(problem.image - normal, dim=1)[0].cpu().numpy(), count, value
+
+
+def mask_of(norms: np.ndarray, threshold: float) -> np.ndarray:
+    """The mask, with dots removed by a 3 × 3 opening."""
+    return ndimage.binary_opening(norms > threshold, np.ones((3, 3), bool))
+
+
+def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int) -> None:
+    """Sends its number of threads; answers each `Task` with mask, iterations, F and seconds; None ends it."""
+    setup = upload(setup, torch.device(device))
+    pipe.send(torch.get_num_threads())
+    while (task := pipe.recv()) is not None:
+        began = time.perf_counter()
+        norms, count, value = segment(task, setup, choices, limit)
+        mask = mask_of(norms, choices.threshold)
+        pipe.send((mask, count, value, time.perf_counter() - began))
