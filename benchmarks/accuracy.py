@@ -103,15 +103,18 @@ def measure(
     fills = fill_alone(model, category)
     runs = []
     for candidate in [model] + ([f2pad_jax.tune(model)] if tuned else []):
-        done = f2pad_jax.evaluate(
-            candidate,
-            category.images,
-            category.masks,
-            category.names,
-            dataset=category.dataset,
-            category=category.name,
-        )
-        runs.append(done.run | {"fill_alone": fills})
+        if runs and candidate.settings == model.settings:  # tuning kept the default
+            runs.append(runs[0] | {"tuned_on": candidate.tuned_on})
+        else:
+            done = f2pad_jax.evaluate(
+                candidate,
+                category.images,
+                category.masks,
+                category.names,
+                dataset=category.dataset,
+                category=category.name,
+            )
+            runs.append(done.run | {"fill_alone": fills})
         print(table(runs[-1:]), flush=True)
     return runs
 

@@ -13,12 +13,12 @@ from f2pad_jax.pipeline import Job, find_region, masking
 
 
 class Choices(NamedTuple):
-    """What the paper leaves open; `torch_search` found the values.
+    """What the paper leaves open. The defaults are guesses; `torch_search` searches on synthetic anomalies.
 
     Attributes:
       alpha1: α1, relative to normal pictures as in `f2pad_jax.Settings`.
       alpha2: α2, likewise.
-      beta0: β is β0 over the pixels of m⁽⁰⁾.
+      beta0: β is β0 over the share of m⁽⁰⁾ in the picture.
       rate: base of the step size γ.
       threshold: of ‖a‖, in normalised colour, in the mask.
       start: n⁽⁰⁾: "given" as to the solver in JAX, or "fill" as in the paper.
@@ -27,11 +27,14 @@ class Choices(NamedTuple):
 
     alpha1: float = 1.0
     alpha2: float = 0.3
-    beta0: float = 6000.0
+    beta0: float = 0.25
     rate: float = 0.03
     threshold: float = 0.45
     start: str = "given"
     warm_up: int = 20
+
+
+CHOICES = {"padim": Choices(), "patchcore": Choices()}
 
 
 class Setup(NamedTuple):
@@ -54,7 +57,7 @@ class Task(NamedTuple):
     region: np.ndarray  # where n is free
     start: np.ndarray  # n⁽⁰⁾
     fill: np.ndarray  # the filled picture, whose features choose M_ij
-    area: int  # pixels of m⁽⁰⁾
+    share: float  # of m⁽⁰⁾ in the picture
 
 
 def setup_of(model: Model) -> Setup:
@@ -64,7 +67,7 @@ def setup_of(model: Model) -> Setup:
         np.asarray, (extractor.params, model.params, model.mixture, model.scales)
     )
     typical = float(scales.score), float(scales.pixel), float(scales.variation)
-    return Setup(extractor.name, params, extractor.spec, model.detector, statistics, *mixture, typical)
+    return Setup(extractor.name, params, extractor.spec, model.detector, statistics, mixture.mean, mixture.precision, typical)
 
 
 def given(model: Model, images: np.ndarray) -> list[tuple[Job, Task]]:
@@ -72,6 +75,6 @@ def given(model: Model, images: np.ndarray) -> list[tuple[Job, Task]]:
     pairs = []
     for image, scores in zip(images, score_maps(model, images), strict=True):
         job = masking(model, normalize(image), find_region(model, scores))
-        area = int((scores > model.threshold).sum())
-        pairs.append((job, Task(job.image, job.region, job.start.normal, job.start.anchor, area)))
+        share = float((scores > model.threshold).mean())
+        pairs.append((job, Task(job.image, job.region, job.start.normal, job.start.anchor, share)))
     return pairs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXTRACTORS = ("efficientnet_lite0", "resnet18")
-DETECTORS = ("padim", "patchcore")
+DETECTORS = ("padim", "patchcore", "cflow")
 
 
 class Options(NamedTuple):
@@ -17,12 +17,16 @@ class Options(NamedTuple):
       repeats: measurements of each case.
       only: words that the label of a case must all hold.
       weights: a weight file for ResNet-18; without one the imported weights, else random ones.
+      images: pictures of each case, where these are not a batch.
+      limit: most iterations of a solve, for a quick look.
     """
 
     size: int = 224
     repeats: int = 10
     only: tuple[str, ...] = ()
     weights: Path | None = None
+    images: int = 8
+    limit: int | None = None
 
     def wanted(self, *labels: object) -> bool:
         """Whether the case of these labels is asked for."""

@@ -15,26 +15,27 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from multiprocessing.connection import Connection
 from typing import Any
 
 import jax
 import numpy as np
-from loop_tasks import Choices, Setup, given, setup_of
+from loop_tasks import CHOICES, Choices, Setup, given, setup_of
 from options import Options
 from problems import extractor_for, model_of
 
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
+from f2pad_jax.fitting import Model
 from f2pad_jax.metrics import iou
 from f2pad_jax.pipeline import Job, find_masks
 
 EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"), ("brick", "gravel")
 PASSES = 3  # of ours, after the one that compiles
-CHOICES = {"padim": Choices(), "patchcore": Choices()}
 
 
 def _serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int | None) -> None:
@@ -68,24 +69,50 @@ def _pass(jobs: list[Job]) -> tuple[float, dict[int, tuple[np.ndarray, int]]]:
     return time.perf_counter() - began, found
 
 
+def _mean_iou(masks: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:
+    return round(100 * float(np.mean([iou(mask, truth) for mask, truth in zip(masks, truths, strict=True)])), 2)
+
+
 def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
     """The figures of one category."""
     _, cases = texture_category(category, train=0, test=options.images, size=options.size)
+    truths = [case[1] for case in cases]
     if options.limit is not None:
         model = replace(model, settings=model.settings._replace(limit=options.limit))
     pairs = given(model, np.stack([case[0] for case in cases]))
     jobs, tasks = [job for job, _ in pairs], [task for _, task in pairs]
+    passes = min(PASSES, options.repeats)
     first, found = _pass(jobs)
     ours, theirs = [], {}
     with torch_process(setup_of(model), CHOICES[model.detector], options.limit) as pipe:
         threads = pipe.recv()
-        passes = min(PASSES, options.repeats)
         for number in range(passes):
             for index in range(number, len(tasks), passes):
                 pipe.send(tasks[index])
                 theirs[index] = pipe.recv()
             ours.append(_pass(jobs)[0] / len(jobs))
-    return {}
+    order = range(len(jobs))
+    masks, iterations, _, seconds = zip(*(theirs[index] for index in order), strict=True)
+    own = [found[index][1] for index in order]
+    return {
+        "images": len(jobs),
+        "ratio": round(statistics.mean(seconds) / statistics.median(ours), 3),
+        "median_s": statistics.median(ours),
+        "min_s": min(ours),
+        "max_s": max(ours),
+        "base_mean_s": statistics.mean(seconds),
+        "base_median_s": statistics.median(seconds),
+        "base_min_s": min(seconds),
+        "base_max_s": max(seconds),
+        "compile_s": max(first - statistics.median(ours) * len(jobs), 0.0),
+        "iou": _mean_iou((found[index][0] for index in order), truths),
+        "base_iou": _mean_iou(masks, truths),
+        "iterations": statistics.mean(own),
+        "base_iterations": statistics.mean(iterations),
+        "iteration_s": statistics.median(ours) * len(jobs) / sum(own),
+        "base_iteration_s": sum(seconds) / sum(iterations),
+        "base_threads": threads,
+    }
 
 
 def cases(options: Options) -> Iterator[dict[str, Any]]:
@@ -96,3 +123,17 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch is not installed", mend="pip install 'f2pad-jax[parity]'")
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # lanes of ours run on all cores
+    wanted = [pair for pair in product(DETECTORS, CATEGORIES) if options.wanted(EXTRACTOR, *pair)]
+    extractor, weights = extractor_for(EXTRACTOR, options)
+    for detector, category in wanted:
+        model = model_of(detector, extractor, options, category=category)
+        labels = {
+            "extractor": EXTRACTOR,
+            "weights": weights,
+            "detector": detector,
+            "category": category,
+            "size": options.size,
+        }
+        labels |= {"device": f"{jax.default_backend()} × {jax.local_device_count()}"}
+        yield {**labels, **measured(model, category, options)}

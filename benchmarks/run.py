@@ -11,13 +11,20 @@ from pathlib import Path
 
 import extractor_vs_torch
 import jax
+import lane_waste
+import pytorch_loop
 import step_ratio
 from options import Options
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_json
 
-BENCHMARKS = {"step_ratio": step_ratio.cases, "extractor_vs_torch": extractor_vs_torch.cases}
+BENCHMARKS = {
+    "step_ratio": step_ratio.cases,
+    "extractor_vs_torch": extractor_vs_torch.cases,
+    "pytorch_loop": pytorch_loop.cases,
+    "lane_waste": lane_waste.cases,
+}
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
 
 
@@ -51,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of ResNet-18")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the pictures")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="measurements of each case")
+    parser.add_argument("--images", type=int, default=8, metavar="N", help="pictures of each case of whole solves")
+    parser.add_argument("--limit", type=int, metavar="N", help="most iterations of these solves")
     parser.add_argument("--only", nargs="+", default=(), metavar="LABEL", help="cases that have all these labels")
     asked = parser.parse_args(arguments)
     if asked.list:
@@ -58,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.name is None:
         parser.error("give a NAME or --list")
-    options = Options(asked.size, asked.repeats, tuple(asked.only), asked.weights)
+    options = Options(asked.size, asked.repeats, tuple(asked.only), asked.weights, asked.images, asked.limit)
     results = []
     try:
         for case in BENCHMARKS[asked.name](options):

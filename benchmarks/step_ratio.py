@@ -38,6 +38,7 @@ VARIANTS = (
     Variant(1, "12%", "step"),
     Variant(1, "12%", "loop"),
     Variant(4, "12%", "step"),
+    Variant(8, "12%", "step"),
     Variant(1, "full", "step"),
 )
 

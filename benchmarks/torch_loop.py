@@ -39,6 +39,7 @@ class Problem(NamedTuple):
     positions: Tensor  # (S,) on the detector's grid
     local: tuple[Tensor, ...]  # candidates (S, 50, D), or means (S, D) and inverse covariances (S, D, D)
     score: Tensor  # typical score
+    stride: int  # of the detector's grid
     beta: float  # weight of sparsity
 
 
@@ -133,7 +134,7 @@ def prepare(task: Task, setup: Setup, beta: float) -> Problem:
         nearest = torch.cdist(filled, bank).topk(min(CANDIDATES, len(bank)), largest=False).indices
         local = (bank[nearest],)
     typical = summands.quantile(0.5).clamp(min=setup.scales[0])
-    return Problem(image, region, sharing_weights(image), positions, local, typical, beta)
+    return Problem(image, region, sharing_weights(image), positions, local, typical, stride, beta)
 
 
 def terms(normal: Tensor, problem: Problem, setup: Setup, alphas: tuple[float, float]) -> list[Tensor]:
@@ -179,8 +180,7 @@ def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, lim
     """Algorithm 1's loop: n, iterations, and the last F in the paper's units."""
     mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     image, alphas = problem.image, (choices.alpha1, choices.alpha2)
-    stride = features(image, setup)[1]
-    unit = problem.score / stride**2  # turns the weighted terms into the paper's units
+    unit = problem.score / problem.stride**2  # turns the weighted terms into the paper's units
     normal, adan, before = torch.where(problem.region, start, image), Adan(start), math.inf
     for count in range(1, limit + 1):
         active = count > choices.warm_up
@@ -203,7 +203,7 @@ def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, lim
 
 def segment(task: Task, setup: Setup, choices: Choices, limit: int = LIMIT) -> tuple[np.ndarray, int, float]:
     """The whole job of one picture: ‖a‖ (H, W), iterations, and the last F."""
-    problem = prepare(task, setup, choices.beta0 / max(task.area, 1))
+    problem = prepare(task, setup, choices.beta0 / max(task.share, 1e-3))
     start = picture(task.start if choices.start == "given" else task.fill, problem.image.device)
     normal, count, value = descend(problem, start, setup, choices, limit)
     return torch.linalg.vector_norm(problem.image - normal, dim=1)[0].cpu().numpy(), count, value
@@ -218,8 +218,11 @@ def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: 
     """Sends its number of threads; answers each `Task` with mask, iterations, F and seconds; None ends it."""
     setup = upload(setup, torch.device(device))
     pipe.send(torch.get_num_threads())
-    while (task := pipe.recv()) is not None:
+    task = pipe.recv()
+    segment(task, setup, choices, 1)  # what is done once only is not measured
+    while task is not None:
         began = time.perf_counter()
         norms, count, value = segment(task, setup, choices, limit)
         mask = mask_of(norms, choices.threshold)
         pipe.send((mask, count, value, time.perf_counter() - began))
+        task = pipe.recv()

@@ -11,7 +11,19 @@ from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
+
+from f2pad_jax.data.textures import texture_category
+from f2pad_jax.detectors import get_detector
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import fit
+from f2pad_jax.objective import Terms, terms
+from f2pad_jax.optim import scale_by_adan, share_gradients
+from f2pad_jax.pipeline import prepare
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -24,7 +36,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_list_has_one_name_a_line(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
-    assert {"step_ratio", "extractor_vs_torch"} <= set(capsys.readouterr().out.splitlines())
+    names = {"step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste"}
+    assert names <= set(capsys.readouterr().out.splitlines())
 
 
 def test_measurements_take_turns(run: ModuleType) -> None:
@@ -64,11 +77,12 @@ def test_a_tiny_case_writes_the_contracts_json(
     assert f"ratio {figures['ratio']:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["extractor_vs_torch", "pytorch_loop"])
 def test_without_torch_one_line_says_so(
-    run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    name: str, run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert run.main(["extractor_vs_torch"]) == 2
+    assert run.main([name]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "torch is not installed" in line
     assert "pip install" in line
@@ -88,3 +102,84 @@ def test_torch_runs_the_same_network_in_its_own_process(tmp_path: Path) -> None:
     )
     (figures,) = json.loads(out.read_text())["cases"]
     assert statistics.median([figures["min_s"], figures["max_s"]]) == pytest.approx(figures["median_s"])
+
+
+def test_lane_steps_are_counted(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("problems"), "TRAINING", 8)
+    out = tmp_path / "lanes.json"
+    case = ["--only", "patchcore", "grid", "--size", "64", "--images", "2", "--limit", "20", "--json", str(out)]
+    assert run.main(["lane_waste", *case]) == 0
+    (figures,) = json.loads(out.read_text())["cases"]
+    assert (figures["lanes"], figures["width"]) == (6, 8)
+    assert 6 <= figures["iterations"] <= 6 * 20
+    assert figures["lane_steps"] % 8 == 0
+    assert figures["ratio"] == pytest.approx(figures["lane_steps"] / figures["iterations"], abs=1e-3)
+    assert figures["ratio"] >= 1
+    assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["padim", "patchcore"])
+def test_the_loop_in_torch_minimises_our_objective(name: str, run: ModuleType, lite0: Extractor) -> None:
+    torch = pytest.importorskip("torch")
+    loop, tasks = import_module("torch_loop"), import_module("loop_tasks")
+    normals, cases = texture_category("ihc", train=10, test=1, size=64)
+    model = fit(normals, detector=name, extractor=lite0)
+    ((job, task),) = tasks.given(model, cases[0][0][None])
+    ours = prepare(model, job.image, job.region, job.start.anchor, beta=3.0)
+    rng = np.random.default_rng(0)
+    # Noise all over: where neighbours are equal, total variation has many gradients.
+    n = job.image + rng.normal(0, np.where(job.region, 0.3, 0.01)[..., None], job.image.shape).astype(np.float32)
+    settings = model.settings
+
+    @jax.jit
+    def our_terms(normal: jax.Array, cotangent: Terms) -> tuple[Terms, jax.Array]:
+        values, pull = jax.vjp(lambda n: terms(n, ours, extractor=lite0, detector=get_detector(name)), normal)
+        return values, pull(cotangent)[0]
+
+    setup = loop.upload(tasks.setup_of(model), torch.device("cpu"))
+    theirs = loop.prepare(task, setup, 3.0)
+    normal = loop.picture(n, torch.device("cpu")).requires_grad_()
+    their_terms = loop.terms(normal, theirs, setup, (settings.alpha1, settings.alpha2))
+
+    np.testing.assert_array_equal(theirs.positions, ours.feature.positions[ours.feature.present > 0])
+    for index, their_term in enumerate(their_terms):
+        values, gradient = our_terms(n, Terms(*np.eye(4, dtype=np.float32)[index]))
+        np.testing.assert_allclose(their_term.detach(), values[index], rtol=1e-4)
+        (their_gradient,) = torch.autograd.grad(their_term, normal, retain_graph=True)
+        largest = float(np.abs(gradient).max())
+        assert largest > 0
+        np.testing.assert_allclose(their_gradient[0].permute(1, 2, 0), gradient, atol=1e-4 * largest)
+
+    # From a gradient to a direction: sharing and Adan.
+    adan, transform = loop.Adan(normal), optax.chain(share_gradients(ours.sharing), scale_by_adan())
+    state = transform.init(jnp.asarray(n))
+    for _ in range(4):
+        gradient = rng.standard_normal(n.shape).astype(np.float32)
+        direction, state = transform.update(jnp.asarray(gradient), state)
+        shared = loop.share(loop.picture(gradient, torch.device("cpu")), theirs.sharing)
+        np.testing.assert_allclose(adan.direction(shared)[0].permute(1, 2, 0), np.asarray(direction), atol=1e-4)
+
+
+@pytest.mark.parity
+def test_the_paper_s_loop_takes_turns_with_ours(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    out = tmp_path / "loop.json"
+    case = ["--only", "patchcore", "brick", "--size", "64", "--images", "2", "--limit", "6", "--repeats", "1"]
+    subprocess.run(
+        [sys.executable, str(FOLDER / "run.py"), "pytorch_loop", *case, "--json", str(out)],
+        check=True,
+        cwd=FOLDER.parent,
+        env=os.environ | {"F2PAD_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"},
+        timeout=120,
+    )
+    (figures,) = json.loads(out.read_text())["cases"]
+    assert (figures["detector"], figures["category"], figures["images"]) == ("patchcore", "brick", 2)
+    assert figures["ratio"] == pytest.approx(figures["base_mean_s"] / figures["median_s"], rel=1e-2)
+    assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
+    assert 0 < figures["base_min_s"] <= figures["base_median_s"] <= figures["base_max_s"]
+    assert figures["iterations"] <= 6
+    assert 1 <= figures["base_iterations"] <= 6
+    assert 0 <= figures["iou"] <= 100
+    assert 0 <= figures["base_iou"] <= 100
+    assert figures["base_threads"] >= 1

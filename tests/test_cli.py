@@ -6,8 +6,11 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,10 +20,17 @@ from f2pad_jax import commands
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
+from f2pad_jax.detectors import DETECTORS, cflow, cflow_training
+from f2pad_jax.fitting import Model
+from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.networks import flow
+from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.pretrained.flow_files import to_freia
 from f2pad_jax.segmenting import output_stems
 
 SIZE = 64
 FIT = ["--detector", "patchcore", "--extractor", "efficientnet_lite0"]
+CFLOW = ["--detector", "cflow", "--extractor", "efficientnet_lite0", "--size", str(SIZE)]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +132,82 @@ def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.Capture
         assert min(overview.size) > 300
 
 
+@pytest.fixture
+def models(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
+    """Makes the training of flows quick, and collects the models that `fit` writes."""
+    quick = DETECTORS["cflow"]._replace(fit=partial(cflow.fit, epochs=2, blocks=1))
+    monkeypatch.setitem(DETECTORS, "cflow", quick)
+    monkeypatch.setattr(cflow_training, "STEPS", 2)
+    kept: list[Model] = []
+    monkeypatch.setattr(commands, "save_model", lambda model, out: kept.append(model) or save_model(model, out))
+    return kept
+
+
+def _assert_same(found: Any, wanted: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+def test_interrupted_training_of_flows_goes_on(
+    work: Path, models: list[Model], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run, done = cflow_training._run, []
+
+    def cut_off(*arguments: Any) -> Any:
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return run(*arguments)
+
+    assert main(["fit", "set/brick", *CFLOW, "--out", "whole"]) == 0
+    command = ["fit", "set/brick", *CFLOW, "--checkpoint", "training", "--out", "flows"]
+    monkeypatch.setattr(cflow_training, "_run", cut_off)
+    assert main(command) == 130
+    assert not (work / "flows").exists()
+    again: list[int] = []
+    monkeypatch.setattr(cflow_training, "_run", lambda *arguments: again.append(1) or run(*arguments))
+    assert main(command) == 0
+    assert len(again) == 2 * 3 - 3
+    whole, resumed = models
+    assert whole.params.keys() == {"map0", "map1", "map2"}
+    _assert_same(resumed.params, whole.params)
+    loaded = load_model("flows")
+    _assert_same((loaded.params, loaded.scales), (whole.params, whole.scales))
+    assert (loaded.detector, loaded.threshold) == ("cflow", whole.threshold)
+    capsys.readouterr()
+    assert main([*command[:-1], "other", "--seed", "1"]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert "training: holds a training of other pictures or settings" in line
+    assert not (work / "other").exists()
+
+
+def test_few_pictures_train_two_flows(work: Path, models: list[Model]) -> None:
+    assert main(["fit", "set/brick", *CFLOW, "--shots", "8", "--out", "flows"]) == 0
+    assert models[0].params.keys() == {"map0", "map1"}
+
+
+def _flow_file(path: Path, widths: tuple[int, ...]) -> None:
+    states = [to_freia(flow.init(jax.random.key(0), FlowSpec(width, 1, permutation="hard"))) for width in widths]
+    named = {f"model.decoders.{k}.{name}": array for k, state in enumerate(states) for name, array in state.items()}
+    np.savez(path, **named)  # pyright: ignore[reportArgumentType]
+
+
+def test_trained_flows_are_imported(work: Path, models: list[Model]) -> None:
+    _flow_file(work / "flows.npz", (24, 40))
+    assert main(["fit", "set/brick", *CFLOW, "--flow", "flows.npz", "--out", "flows"]) == 0
+    assert models[0].params.keys() == {"map0", "map1"}
+    _assert_same(load_model("flows").params, models[0].params)
+    with np.load(work / "flows.npz") as file:
+        outer = file["model.decoders.1.module_list.0.subnet.2.weight"]
+    np.testing.assert_array_equal(models[0].params["map1"]["flow"]["outer"][0], outer.T)
+
+
+def test_flows_of_another_extractor_are_one_line(work: Path, capsys: pytest.CaptureFixture) -> None:
+    _flow_file(work / "flows.npz", (24, 41))
+    command = "fit set/brick {cflow} --flow flows.npz"
+    _fails(work, command, "the flows are of maps with 24, 41 channels, not 24, 40", capsys)
+
+
 def test_synthesize_makes_a_data_set(work: Path) -> None:
     options = ["--count", "3", "--size", "48", "--seed", "2"]
     assert main(["synthesize", "set/brick", "--out", "made", *options]) == 0
@@ -194,6 +280,17 @@ MISUSES = {
     "fit set/brick {fit} --weights set/manifest.json": "not a usable weight file",
     "fit set/brick {fit} --weights nowhere.pth": "nowhere.pth",
     "fit set/brick {fit} --out set": "exists already",
+    "fit set/brick {fit} --flow set/manifest.json": "takes neither --flow nor --checkpoint",
+    "fit set/brick {fit} --checkpoint training": "takes neither --flow nor --checkpoint",
+    "fit set/brick {fit} --inpainter nowhere": "no such autoencoder",
+    "fit set/brick {fit} --inpainter model": "is no autoencoder",
+    "fit set/brick {cflow} --flow set/manifest.json": "not a usable weight file",
+    "fit set/brick {cflow} --flow nowhere.pt": "nowhere.pt",
+    "fit set/brick {cflow} --flow nowhere.pt --checkpoint training": "leave --checkpoint out",
+    "fit set/brick {cflow} --checkpoint set": "is no flow-training",
+    "train-mae nowhere": "no such folder",
+    "train-mae set/brick --size 50": "multiple of 16",
+    "train-mae set/brick --out model": "is no autoencoder",
     "tune nowhere set/brick": "no such folder",
     "tune model nowhere": "no such folder",
     "tune model set/brick --out set": "exists already",
@@ -263,7 +360,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(work: Path, name: str, capsys:
 
 def _fails(work: Path, command: str, named: str, capsys: pytest.CaptureFixture) -> None:
     before = sorted(work.rglob("*"))
-    arguments = command.format(fit=" ".join([*FIT, "--size", str(SIZE)])).split()
+    arguments = command.format(fit=" ".join([*FIT, "--size", str(SIZE)]), cflow=" ".join(CFLOW)).split()
     if "--out" not in arguments and arguments[0] != "weights":
         arguments += ["--out", "out"]
     capsys.readouterr()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.pretrained.flow_files import from_freia, to_freia
 
 ROWS = 6
+KINDS = [("soft", "tanh"), ("hard", "atan")]  # permutations and clamps
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +69,10 @@ def assert_close(found, wanted, *, tolerance: float) -> None:
     np.testing.assert_allclose(found, wanted, rtol=tolerance, atol=tolerance * np.abs(wanted).max())
 
 
-@pytest.mark.parametrize("clamp", ["tanh", "atan"])
-@pytest.mark.parametrize("permutation", ["soft", "hard"])
-@pytest.mark.parametrize("channels", [6, 7])
+@pytest.mark.parametrize(
+    ("channels", "permutation", "clamp"),
+    [(7, "soft", "tanh"), (7, "soft", "atan"), (7, "hard", "tanh"), (6, "hard", "atan")],
+)
 def test_a_block_is_the_transcribed_one(channels: int, permutation, clamp) -> None:
     spec = FlowSpec(channels, blocks=1, clamp=clamp, permutation=permutation)
     params, (x, condition) = lively(spec), inputs(channels)
@@ -141,24 +144,25 @@ def drop_fixed(params: flow.Params) -> flow.Params:
     return {name: leaf for name, leaf in params.items() if name not in flow.FIXED}
 
 
-@pytest.mark.parametrize("clamp", ["tanh", "atan"])
-@pytest.mark.parametrize("permutation", ["soft", "hard"])
+@pytest.mark.parametrize(("permutation", "clamp"), KINDS)
 def test_the_determinant_is_that_of_the_jacobian(permutation, clamp) -> None:
     spec = FlowSpec(5, blocks=3, clamp=clamp, permutation=permutation)
     params, (x, condition) = lively(spec), inputs(5)
     terms = flow.condition_terms(params, condition)
     _, found = flow.forward(params, x, terms, spec=spec)
-    for row in range(ROWS):
-        one = terms[:, row : row + 1]
-        jacobian = jax.jacobian(lambda f: flow.forward(params, f[None], one, spec=spec)[0][0])(jnp.asarray(x[row]))  # noqa: B023
-        _, wanted = np.linalg.slogdet(np.asarray(jacobian, float))
-        np.testing.assert_allclose(found[row], wanted, atol=1e-5)
+
+    @jax.jit
+    @partial(jax.vmap, in_axes=(0, 1))
+    def jacobians(one: jax.Array, term: jax.Array) -> jax.Array:
+        return jax.jacobian(lambda f: flow.forward(params, f[None], term[:, None], spec=spec)[0][0])(one)
+
+    _, wanted = np.linalg.slogdet(np.asarray(jacobians(x, terms), float))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("clamp", ["tanh", "atan"])
-@pytest.mark.parametrize("permutation", ["soft", "hard"])
+@pytest.mark.parametrize(("permutation", "clamp"), KINDS)
 def test_the_inverse_undoes_the_flow(permutation, clamp) -> None:
-    spec = FlowSpec(7, blocks=4, clamp=clamp, permutation=permutation)
+    spec = FlowSpec(7, blocks=3, clamp=clamp, permutation=permutation)
     params, (x, condition) = lively(spec), inputs(7)
     terms = flow.condition_terms(params, condition)
     z, _ = flow.forward(params, x, terms, spec=spec)
@@ -197,7 +201,7 @@ def test_the_position_code_is_a_loops() -> None:
 
 
 def test_tables_of_rows_and_columns_give_the_conditions_terms() -> None:
-    params = lively(FlowSpec(6, blocks=2))
+    params = lively(FlowSpec(7, blocks=3))
     rows, columns = jnp.asarray([0, 2, 1, 2]), jnp.asarray([4, 0, 3, 4])
     tables = flow.position_tables(params, 3, 5)
     wanted = flow.condition_terms(params, jnp.asarray(flow.position_code(3, 5)[rows, columns]))

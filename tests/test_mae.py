@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_parts import import_torchvision
 
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import make_textures, texture_category
@@ -366,10 +367,12 @@ def test_the_command_line_trains_fits_and_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    small = MAESpec(64, 16, 48, 2, 4, 32, 2, 4)
+    monkeypatch.setattr(training, "small_spec", lambda size: replace(small, size=size))
     make_textures(tmp_path / "set", train=6, test=1, size=64, categories=["brick"])
     assert main(["train-mae", "set/brick", "--out", "mae", "--size", "64", "--epochs", "2", "--seed", "1"]) == 0
     assert not (tmp_path / "mae.unfinished").exists()
-    assert load_inpainter("mae").spec == training.small_spec(64)
+    assert load_inpainter("mae").spec == small
     options = ["--detector", "padim", "--extractor", "efficientnet_lite0", "--inpainter", "mae"]
     assert main(["fit", "set/brick", *options, "--size", "64", "--out", "model"]) == 0
     assert load_model("model").settings.start == "autoencoder"
@@ -403,6 +406,7 @@ def test_the_command_line_trains_fits_and_segments(
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
     """A `ViTMAEForPreTraining` with random weights, and the file it is saved as."""
     torch = pytest.importorskip("torch")
+    import_torchvision()  # which transformers imports
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.ViTMAEConfig(

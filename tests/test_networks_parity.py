@@ -13,14 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from torch_parts import import_torchvision
 
 from f2pad_jax.networks import efficientnet, layers, resnet
 from f2pad_jax.pretrained import key_maps, load_extractor
 
 torch = pytest.importorskip("torch")
+torchvision: Any = import_torchvision()
 
 import timm  # noqa: E402
-import torchvision  # noqa: E402
 from efficientnet_pytorch import EfficientNet  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
@@ -146,17 +147,17 @@ def hooked(module: nn.Module, parts: Sequence[nn.Module], x: Tensor) -> tuple[li
 # ResNet
 
 
-def torch_resnet(name: str) -> nn.Module:
-    return randomised(torchvision.models.get_model(name, weights=None, num_classes=10), seed=0)
-
-
 def every_layer(name: str) -> resnet.ResNetSpec:
     return dataclasses.replace(resnet.FAMILY[name], taps=(1, 2, 3, 4))
 
 
-@pytest.fixture(scope="module", params=["resnet18", "resnet50", "wide_resnet50_2"])
+@pytest.fixture(scope="module", params=["resnet18", "wide_resnet50_2"])
 def residual(request: pytest.FixtureRequest):
-    module, spec = torch_resnet(request.param), every_layer(request.param)
+    """A network of the family with one block of every kind."""
+    spec = dataclasses.replace(every_layer(request.param), depths=(2, 1, 1, 1))
+    theirs = torchvision.models.resnet
+    block, width = (theirs.Bottleneck, 256 // spec.bottleneck) if spec.bottleneck else (theirs.BasicBlock, 64)
+    module = randomised(theirs.ResNet(block, list(spec.depths), num_classes=10, width_per_group=width), seed=0)
     return module, spec, converted(module, resnet, spec, key_maps.torchvision_resnet)
 
 
@@ -186,7 +187,7 @@ def test_resnet_blocks_against_torchvision(residual, layer, index):
     )
 
 
-def test_resnets_against_torchvision(residual):
+def test_shallow_resnets_against_torchvision(residual):
     module, spec, params = residual
     parts = [module.layer1, module.layer2, module.layer3, module.layer4]
     compare(
@@ -237,9 +238,9 @@ def lukemelas(name: str) -> Any:
     return settled(randomised(module, seed=0))
 
 
-@pytest.fixture(scope="module", params=["efficientnet_b0", "efficientnet_b6"])
-def squeezing(request: pytest.FixtureRequest):
-    module, spec = lukemelas(request.param), own_classes(request.param)
+@pytest.fixture(scope="module")
+def b0():
+    module, spec = lukemelas("efficientnet_b0"), own_classes("efficientnet_b0")
     return module, spec, converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)
 
 
@@ -251,9 +252,8 @@ def timm_lite0():
 
 
 @pytest.mark.parametrize("index", BLOCKS)
-def test_b0_blocks_against_efficientnet_pytorch(index):
-    module, spec = lukemelas("efficientnet_b0"), own_classes("efficientnet_b0")
-    params = converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)["blocks"][str(index)]
+def test_b0_blocks_against_efficientnet_pytorch(b0, index):
+    module, spec, params = b0
     block, theirs = spec.blocks[index], module._blocks[index]
 
     def both(x: Tensor) -> list[Tensor]:
@@ -262,15 +262,16 @@ def test_b0_blocks_against_efficientnet_pytorch(index):
 
     compare(
         lambda p, x: [efficientnet.projection(p, x, block=block), efficientnet.inverted_residual(p, x, block=block)],
-        params,
+        params["blocks"][str(index)],
         both,
         draw(2, 8, 10, block.inputs),
         PER_BLOCK,
     )
 
 
-def test_efficientnets_against_efficientnet_pytorch(squeezing):
-    module, spec, params = squeezing
+def test_b6_against_efficientnet_pytorch():
+    module, spec = lukemelas("efficientnet_b6"), own_classes("efficientnet_b6")
+    params = converted(module, efficientnet, spec, key_maps.efficientnet_pytorch)
     cut = dataclasses.replace(spec, classes=0)
     parts = [module._blocks[index]._bn2 for index in spec.tap_blocks]
     compare(
@@ -317,7 +318,7 @@ def test_lite0_against_timm(timm_lite0):
     assert_near(logits, module(colours(nchw(IMAGES))), PER_NETWORK)
 
 
-def test_either_layout_of_a_file_makes_the_extractor(tmp_path: Path):
+def test_either_layout_of_a_file_makes_the_extractor(b0, tmp_path: Path):
     apply = jax.jit(partial(efficientnet.apply, spec=efficientnet.FAMILY["efficientnet_b0"]))
 
     def check(module: nn.Module, parts: list[nn.Module]) -> None:
@@ -327,7 +328,7 @@ def test_either_layout_of_a_file_makes_the_extractor(tmp_path: Path):
         for features, theirs in zip(apply(extractor.params, IMAGES), wanted, strict=True):
             assert_near(features, theirs.permute(0, 2, 3, 1), PER_NETWORK)
 
-    theirs = lukemelas("efficientnet_b0")
+    theirs, _, _ = b0
     check(theirs, [theirs._blocks[index]._bn2 for index in (4, 10, 14)])
     timms: Any = settled(randomised(timm.create_model("tf_efficientnet_b0"), seed=1))
     check(timms, [timms.blocks[stage][-1].bn3 for stage in (2, 4, 5)])

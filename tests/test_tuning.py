@@ -89,3 +89,12 @@ def test_ties_keep_what_was_given(tiny_model: pipeline.Model, monkeypatch: pytes
     tuned = tuning.tune(tiny_model)
     assert tuned.settings == tiny_model.settings
     assert tuned.tuned_on == "synthetic-validation"
+
+
+def test_a_setting_wins_only_by_more_than_the_scatter() -> None:
+    base = np.array([0.90, 0.95, 0.99, 0.97])
+    assert tuning.better(base + 0.01, base)
+    assert not tuning.better(base + 0.004, base)  # not worth it
+    assert not tuning.better(base + np.array([0.09, -0.02, -0.01, -0.01]), base)  # one picture alone
+    assert not tuning.better(base[:1] + 0.05, base[:1])
+    assert not tuning.better(base[:0], base[:0])

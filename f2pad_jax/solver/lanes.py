@@ -72,7 +72,7 @@ def solve_lanes(
     detector: Detector,
     method: Method = Method(),
     width: int = 8,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Any] | None = None,
     together: bool | None = None,
     on_chunk: Callable[[int], None] | None = None,
 ) -> Iterator[tuple[int, Solution]]:
@@ -133,7 +133,7 @@ def solve_lanes(
         moving, finished = advance(moving, tasks)
         if on_chunk is not None:
             on_chunk(len(owners) * CHUNK)
-        for slot in np.flatnonzero(np.asarray(finished) & (owners >= 0)):
+        for slot in np.flatnonzero(np.asarray(finished) & (owners >= 0)).tolist():
             state, info = _take(moving, slot)
             yield int(owners[slot]), Solution(state.normal, state.count, state.status, info)
             owners[slot] = -1
