@@ -48,7 +48,7 @@ def textures(lite0: Extractor) -> Textures:
 @pytest.fixture(scope="module", params=DETECTORS)
 def case(request: pytest.FixtureRequest, textures: Textures, lite0: Extractor) -> Case:
     detector = get_detector(request.param)
-    params = detector.fit(textures.maps, seed=0)
+    params = detector.fit(textures.maps, seed=0, **({"epochs": 1, "blocks": 2} if detector.name == "cflow" else {}))
     # Of the positions one in two, and some padding that must not count.
     grid = SIDE // lite0.strides[detector.level]
     positions = jnp.asarray([*range(0, grid * grid, 2), 0, 0, 0], jnp.int32)
@@ -73,7 +73,7 @@ def test_terms_are_those_of_numpy(case: Case, lite0: Extractor) -> None:
     found = compute_terms(case.normal, problem, extractor=lite0, detector=case.detector)
     maps = tuple(m[0] for m in jax.jit(lite0.apply)(lite0.params, case.normal[None]))
     scores = case.detector.local_scores(problem.feature.local, maps, problem.feature.positions)
-    pixels = {"padim": 4 * 4, "patchcore": 8 * 8}[case.detector.name]
+    pixels = {"padim": 4 * 4, "patchcore": 8 * 8, "cflow": 4 * 4}[case.detector.name]
     normal, image = np.asarray(case.normal, float), np.asarray(problem.image, float)
     mean, precision = (np.asarray(leaf, float) for leaf in problem.mixture)
     delta = normal[:, :, None] - mean

@@ -266,5 +266,5 @@ def test_an_unknown_detector_is_refused(data: tuple[np.ndarray, list[Case]], lit
     ],
 )
 def test_pictures_that_cannot_be_segmented_are_refused(picture: np.ndarray, padim: Model) -> None:
-    with pytest.raises(InputError, match=r"the picture is .*; give uint8 RGB, \(64, 64, 3\)"):
+    with pytest.raises(InputError, match=r"the pictures are .*; give uint8 RGB, \(N, 64, 64, 3\)"):
         segment(padim, picture)
