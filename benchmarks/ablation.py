@@ -63,7 +63,9 @@ def main() -> None:
             model = fit(train, detector=detector, extractor=extractor)
             for name, changes in VARIANTS.items():
                 changed = replace(model, settings=model.settings._replace(**changes))
-                rows[name][f"{category} {detector}"] = round(100 * judge(changed, images, masks)(changed), 1)
+                rows[name][f"{category} {detector}"] = round(
+                    100 * float(judge(changed, images, masks)([changed]).mean()), 1
+                )
                 print(name, rows[name], flush=True)
     columns = list(rows["default"])
     lines = [

@@ -67,7 +67,9 @@ def setup_of(model: Model) -> Setup:
         np.asarray, (extractor.params, model.params, model.mixture, model.scales)
     )
     typical = float(scales.score), float(scales.pixel), float(scales.variation)
-    return Setup(extractor.name, params, extractor.spec, model.detector, statistics, mixture.mean, mixture.precision, typical)
+    return Setup(
+        extractor.name, params, extractor.spec, model.detector, statistics, mixture.mean, mixture.precision, typical
+    )
 
 
 def given(model: Model, images: np.ndarray) -> list[tuple[Job, Task]]:

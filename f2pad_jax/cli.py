@@ -141,6 +141,26 @@ def parser() -> argparse.ArgumentParser:
     )
     weights(evaluate)
 
+    experiment = command("experiment", "make a table or figure of the paper's case study, or join shares of one")
+    experiment.add_argument(
+        "name", metavar="NAME", help="table1 … table4, fig1, fig6 … fig11; or merge, to join the folders PART_DIR"
+    )
+    experiment.add_argument("parts", metavar="PART_DIR", type=Path, nargs="*", help="merge: results of shares")
+    experiment.add_argument("--data", type=Path, metavar="MVTEC_ROOT", help="folder of MVTec AD (embedded textures)")
+    weights(experiment)
+    out(experiment, "DIR", "NAME.json, NAME.md and NAME.png; a run that is cut off goes on from here")
+    experiment.add_argument(
+        "--images", type=_at_least(1), metavar="N", help="test pictures a category (54; textures: 8)"
+    )
+    experiment.add_argument("--detector", action="append", metavar="NAME", help="only this, may be repeated")
+    experiment.add_argument("--category", action="append", metavar="NAME", help="only this, may be repeated")
+    experiment.add_argument("--shard-index", type=_at_least(0), default=0, metavar="I", help="do share I, from 0 (0)")
+    experiment.add_argument("--shard-count", type=_at_least(1), default=1, metavar="N", help="of N shares (1)")
+    experiment.add_argument(
+        "--oracle", action="store_true", help="choose settings on the test set as the paper does; results say so"
+    )
+    seed(experiment)
+
     store = command("weights", "show, fetch, import or check pretrained weights")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
     actions.add_parser("list", help="what is known, and what is here")

@@ -21,6 +21,7 @@ from f2pad_jax.detectors import get_detector
 from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
+from f2pad_jax.experiments.command import Request, experiment, merge
 from f2pad_jax.inpainting.autoencoder import KIND as AUTOENCODER
 from f2pad_jax.inpainting.training import small_spec, train_to_folder
 from f2pad_jax.model_file import load_model, save_model
@@ -172,6 +173,33 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     return _status([done.run])
 
 
+def run_experiment(arguments: argparse.Namespace) -> int:
+    """Makes a table or figure of the paper's case study, or joins shares of one."""
+
+    def fail(line: str) -> None:
+        _complain(InputError(line))
+
+    if arguments.name == "merge":
+        if not arguments.parts:
+            raise InputError("no folder was named", where="merge", mend="name the --out folders of the shares")
+        return DONE if merge(arguments.parts, arguments.out, on_failure=fail, say=print) else UNUSABLE
+    if arguments.parts:
+        raise InputError("takes no folders", where=arguments.name, mend="give MVTec AD with --data")
+    request = Request(
+        arguments.name,
+        arguments.data,
+        arguments.weights,
+        arguments.out,
+        images=arguments.images,
+        detectors=arguments.detector or (),
+        categories=arguments.category or (),
+        seed=arguments.seed,
+        oracle=arguments.oracle,
+        shard=(arguments.shard_index, arguments.shard_count),
+    )
+    return DONE if experiment(request, on_failure=fail, say=print) else UNUSABLE
+
+
 def run_weights(arguments: argparse.Namespace) -> int:
     """Lists, fetches, imports or checks weights."""
     match arguments.action:
@@ -200,6 +228,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "tune": run_tune,
     "segment": run_segment,
     "evaluate": run_evaluate,
+    "experiment": run_experiment,
     "weights": run_weights,
 }
 

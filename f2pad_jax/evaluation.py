@@ -56,6 +56,47 @@ def evaluate(
     """
     check_masks(masks, category)
     results = segment_many(model, images, title=f"segment {category}")
+    facts = describe(model, dataset=dataset, category=category)
+    return Evaluation(measure(facts, results, masks, names, unread=unread), results)
+
+
+def describe(model: Model, *, dataset: str, category: str) -> dict[str, Any]:
+    """What the record of a run says about its model, and about the machine."""
+    return {
+        "dataset": dataset,
+        "category": category,
+        "detector": model.detector,
+        "extractor": model.extractor.name,
+        "train_images": len(model.normals) + len(model.held_out),
+        "seed": model.seed,
+        "tuned_on": model.tuned_on,
+        "settings": model.settings._asdict(),
+        "device": jax.default_backend(),
+        "jax": jax.__version__,
+    }
+
+
+def measure(
+    facts: dict[str, Any],
+    results: Sequence[Segmentation],
+    masks: np.ndarray,
+    names: Sequence[str],
+    *,
+    unread: Sequence[tuple[str, InputError]] = (),
+) -> dict[str, Any]:
+    """The record of a run, as `evaluate` makes it, of results that are there already.
+
+    Args:
+      facts: of `describe`.
+      results: one per image.
+      masks: bool (N, S, S).
+      names: N names.
+      unread: as for `evaluate`.
+
+    Raises:
+      InputError: as for `check_masks`.
+    """
+    check_masks(masks, facts["category"])
     maps = np.stack([result.score_map for result in results])
     initial = np.stack([result.initial_mask for result in results])
     refined = np.stack([result.mask for result in results])
@@ -66,16 +107,9 @@ def evaluate(
         "f1max": _percent(f1),
     }
     f2pad = _masks_record(refined, masks)
-    run = {
-        "dataset": dataset,
-        "category": category,
-        "detector": model.detector,
-        "extractor": model.extractor.name,
-        "train_images": len(model.normals) + len(model.held_out),
-        "test_images": len(images),
-        "seed": model.seed,
-        "tuned_on": model.tuned_on,
-        "settings": model.settings._asdict(),
+    return {
+        **facts,
+        "test_images": len(results),
         "backbone": backbone,
         # The paper's threshold, the best for this very test set: what no threshold of the backbone can beat.
         "backbone_oracle": _masks_record(maps > threshold, masks) | {"threshold": threshold},
@@ -87,10 +121,7 @@ def evaluate(
             _image_record(name, mask, result) for name, mask, result in zip(names, masks, results, strict=True)
         ]
         + [_failure(name, error) for name, error in unread],
-        "device": jax.default_backend(),
-        "jax": jax.__version__,
     }
-    return Evaluation(run, results)
 
 
 def check_masks(masks: np.ndarray, where: object) -> None:

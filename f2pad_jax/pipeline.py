@@ -213,7 +213,7 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
             model = jobs[members[0]].model
             devices = jax.local_devices()[: len(members)]
             finished = solve_lanes(
-                (_lane(jobs[index]) for index in members),
+                (lane(jobs[index]) for index in members),
                 extractor=model.extractor,
                 detector=get_detector(model.detector),
                 method=Method(model.settings.sparsity, model.settings.step_size),
@@ -229,7 +229,7 @@ def _stride(model: Model) -> int:
     return model.extractor.strides[get_detector(model.detector).level]
 
 
-def _width(count: int, devices: Sequence[jax.Device]) -> int:
+def _width(count: int, devices: Sequence[Any]) -> int:
     """Lanes per compiled call; on a CPU more of them than devices gain nothing."""
     most = len(devices) if devices[0].platform == "cpu" else LANES * len(devices)
     width = len(devices)
@@ -238,7 +238,8 @@ def _width(count: int, devices: Sequence[jax.Device]) -> int:
     return width
 
 
-def _lane(job: Job) -> Lane:
+def lane(job: Job) -> Lane:
+    """A job as the solver takes it."""
     s = job.model.settings
     problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta)
     rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience)

@@ -1,0 +1,85 @@
+"""Figure 10: how F falls with gradient sharing and without."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from f2pad_jax.data.images import normalize
+from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.fitting import Model, score_maps
+from f2pad_jax.pipeline import Segmentation, clean, find_region, lane, masking, segment_many
+from f2pad_jax.priors import log_penalty
+from f2pad_jax.solver import RUNNING, Lane, Method, init, step
+
+
+class Curves(NamedTuple):
+    """Two solves of one picture.
+
+    Attributes:
+      result: with gradient sharing.
+      plain: the mask without it, (H, W) bool.
+      losses: F before every step, of "shared" and "plain"; nothing where there was nothing to solve.
+    """
+
+    result: Segmentation
+    plain: np.ndarray
+    losses: dict[str, list[float]]
+
+
+@partial(jax.jit, static_argnames=("detector", "method", "limit"))
+def _trajectory(
+    extractor: Extractor, solve: Lane, *, detector: Detector, method: Method, limit: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """N when the solve is over, F before each of `limit` steps, and how many of them were taken.
+
+    F counts sparsity in the warm-up as well, where the solver leaves it out: the curve has one meaning throughout.
+    Sparsity is counted from that of n = x, so that F is not negative.
+    """
+    problem = solve.problem
+    least = log_penalty(jnp.zeros_like(problem.image))
+
+    def one(state, _):
+        after, info = step(state, problem, solve.rates, extractor=extractor, detector=detector, method=method)
+        sparsity = problem.coefficients.beta * (log_penalty(problem.image - state.normal) - least)
+        running = state.status == RUNNING
+        kept = jax.tree.map(lambda new, old: jnp.where(running, new, old), after, state)
+        return kept, info.terms.feature + info.terms.pixel + info.terms.variation + sparsity
+
+    state, losses = jax.lax.scan(one, init(jnp.asarray(solve.start), problem, solve.rates), length=limit)
+    return state.normal, losses, state.count
+
+
+def trace(model: Model, images: np.ndarray) -> list[Curves]:
+    """Solves pictures twice, step by step.
+
+    Args:
+      model: as fitted or tuned.
+      images: uint8 RGB (N, S, S, 3).
+    """
+    ways = {"shared": model, "plain": replace(model, settings=model.settings._replace(sharing_radius=0))}
+    found = []
+    for image, scores, result in zip(images, score_maps(model, images), segment_many(model, images), strict=True):
+        region, x = find_region(model, scores), normalize(image)
+        losses: dict[str, list[float]] = {}
+        plain = np.zeros(region.shape, bool)
+        for way, candidate in ways.items() if region.any() else ():
+            normal, values, count = _trajectory(
+                model.extractor,
+                lane(masking(candidate, x, region)),
+                detector=get_detector(model.detector),
+                method=Method(model.settings.sparsity, model.settings.step_size),
+                limit=model.settings.limit,
+            )
+            losses[way] = [float(value) for value in np.asarray(values)[: int(count)]]
+            if way == "plain":
+                changed = np.linalg.norm(x - np.asarray(normal), axis=-1) > model.settings.smallest
+                plain = clean(changed, kind=model.settings.cleaning)
+        found.append(Curves(result, plain, losses))
+    return found
