@@ -91,6 +91,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     command = f"python benchmarks/fills.py --images {arguments.images}"
+    command += "".join(f" --category {name}" for name in arguments.category or ())
+    command += "".join(f" --detector {name}" for name in arguments.detector or ())
     command += f" --epochs {arguments.epochs}" if arguments.epochs else ""
     extractor = f2pad_jax.load_extractor("efficientnet_lite0")
     rows: list[dict[str, Any]] = []
