@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
         "--epochs",
         type=_at_least(1),
         metavar="N",
-        help="passes over the pictures (as many as make 900 steps of 8, about five minutes)",
+        help="passes over the pictures (as many as make 900 steps of 8, about 8 minutes of one core)",
     )
     train_mae.add_argument(
         "--size", type=_at_least(32), default=224, metavar="N", help="pictures of N × N pixels, a multiple of 16 (224)"

@@ -31,7 +31,7 @@ from f2pad_jax.networks.mae import MAESpec, patchify, position_code, reconstruct
 
 STATE = "training-run"  # kind of the folder that keeps an unfinished run
 BATCH = 8
-STEPS = 900  # of a run whose epochs are not given: about five minutes on two cores
+STEPS = 900  # of a run whose epochs are not given: about 8 minutes of one core
 RATE, WARM_UP, DECAY = 2e-3, 0.05, 0.05  # peak of the learning rate; share of the steps that it rises; weight decay
 BLOCKS = 6  # rectangles that a mask is the union of, at most
 SAVE_EVERY = 60.0  # seconds between two saves of an unfinished run
