@@ -25,9 +25,9 @@ from f2pad_jax.data.folder import load_images, load_tests, open_category
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
-from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
+from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.evaluation import metrics_file
-from f2pad_jax.fitting import score_maps
+from f2pad_jax.fitting import draw_shots, score_maps
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import Model, fill, find_region
 
@@ -97,8 +97,8 @@ def measure(
     """The default run, and the tuned one where asked for; of `shots` training pictures drawn at random."""
     train = category.train
     if shots is not None:
-        train = train[np.sort(np.random.default_rng(0).choice(len(train), shots, replace=False))]
-    options = {"used": FEW_SHOT_MAPS} if detector == "cflow" and shots is not None and shots <= FEW_SHOTS else {}
+        train = train[draw_shots(len(train), shots, seed=0)]
+    options = {"used": maps_of_shots(shots)} if detector == "cflow" else {}
     model = f2pad_jax.fit(train, detector=detector, extractor=extractor, options=options)
     fills = fill_alone(model, category)
     runs = []

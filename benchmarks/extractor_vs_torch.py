@@ -6,9 +6,7 @@ Two thread pools in one process disturb each other. A ratio below one means that
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from multiprocessing.connection import Connection
@@ -21,6 +19,7 @@ import torch_networks
 from options import EXTRACTORS, Options
 from problems import extractor_for
 from timing import call_once, interleaved, summary
+from worker import worker
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.extractor import Extractor
@@ -46,25 +45,6 @@ def value_and_grad(extractor: Extractor, images: jax.Array) -> jax.Array:
     return jnp.sum(jnp.square(jax.grad(_loss)(images, extractor)))
 
 
-@contextmanager
-def torch_process(extractor: Extractor) -> Iterator[Connection]:
-    """A process that runs the extractor in torch; see `torch_networks.serve`."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    params = jax.tree.map(np.asarray, extractor.params)
-    process = context.Process(
-        target=torch_networks.serve, args=(there, extractor.name, params, extractor.spec), daemon=True
-    )
-    process.start()
-    there.close()  # so that a worker that dies ends the wait for it
-    try:
-        yield here
-        here.send(None)
-        process.join()
-    finally:
-        process.terminate()
-
-
 def _ask(pipe: Connection, message: Any) -> float:
     pipe.send(message)
     return pipe.recv()
@@ -83,7 +63,8 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
         if not wanted:
             continue
         extractor, weights = extractor_for(name, options)
-        with torch_process(extractor) as pipe:
+        params = jax.tree.map(np.asarray, extractor.params)
+        with worker(torch_networks.serve, extractor.name, params, extractor.spec) as pipe:
             for kind, batch in wanted:
                 shape = (batch, options.size, options.size, 3)
                 images = np.random.default_rng(0).standard_normal(shape, np.float32)

@@ -3,7 +3,7 @@
 python benchmarks/fills.py [--category NAME]... [--images N] [--detector NAME]... [--keep DIR] [--epochs N]
 
 Embedded textures, EfficientNet-Lite0. The autoencoder is the small one of `f2pad train-mae`, trained here on each
-category's normal pictures (about five minutes on two cores), and kept in DIR for further runs. n⁽⁰⁾ alone means:
+category's normal pictures (about 8 minutes of one core), and kept in DIR for further runs. n⁽⁰⁾ alone means:
 the pixels of the region where the L1 difference of x and n⁽⁰⁾ over RGB in [0, 1] exceeds 0.2. "auto" is the default:
 the matching fill where it is trusted, else x itself, whose difference is nothing. Writes OUT.json and OUT.md.
 """

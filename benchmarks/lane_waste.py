@@ -20,8 +20,8 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.pipeline import begin, find_region, prepare
-from f2pad_jax.solver import Lane, Rates, solve_lanes
+from f2pad_jax.pipeline import begin, find_region, lane, masking
+from f2pad_jax.solver import Lane, solve_lanes
 
 EXTRACTOR, CATEGORY, KINDS = "efficientnet_lite0", "brick", ("images", "grid")
 WIDTH = 8
@@ -39,19 +39,15 @@ def lanes_of(models: Sequence[Model], images: np.ndarray) -> list[Lane]:
     for image, scores in zip(normalize(images), score_maps(models[0], images), strict=True):
         region = find_region(models[0], scores)
         start = begin(models[0], image, region)
-        for model in models:
-            s = model.settings
-            problem = prepare(model, image, region, start.anchor, beta=s.beta0)
-            rates = Rates(s.rate, s.clip, s.clip, start.warm_up, s.tolerance, s.patience)
-            lanes.append(Lane(start.normal, problem, rates, s.limit))
+        lanes += [lane(masking(model, image, region, start)) for model in models]
     return lanes
 
 
 def groups_of(lanes: Sequence[Lane]) -> list[list[Lane]]:
     """Lanes of equal shapes together, as one compiled step takes them."""
     groups: dict[int, list[Lane]] = {}
-    for lane in lanes:
-        groups.setdefault(len(lane.problem.feature.positions), []).append(lane)
+    for one in lanes:
+        groups.setdefault(len(one.problem.feature.positions), []).append(one)
     return list(groups.values())
 
 

@@ -11,12 +11,10 @@ all pictures, of torch ("base_median_s") over the pictures. Ours compiles in its
 from __future__ import annotations
 
 import importlib.util
-import multiprocessing
 import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import product
 from multiprocessing.connection import Connection
@@ -27,6 +25,7 @@ import numpy as np
 from loop_tasks import CHOICES, Choices, Setup, given, setup_of
 from options import Options
 from problems import extractor_for, model_of
+from worker import worker
 
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
@@ -43,23 +42,6 @@ def _serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit:
     import torch_loop
 
     torch_loop.serve(pipe, setup, device, choices, limit or torch_loop.LIMIT)
-
-
-@contextmanager
-def torch_process(setup: Setup, choices: Choices, limit: int | None) -> Iterator[Connection]:
-    """A process that runs the loop in torch on JAX's kind of device; see `torch_loop.serve`."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    process = context.Process(target=_serve, args=(there, setup, device, choices, limit), daemon=True)
-    process.start()
-    there.close()  # so that a worker that dies ends the wait for it
-    try:
-        yield here
-        here.send(None)
-        process.join()
-    finally:
-        process.terminate()
 
 
 def _pass(jobs: list[Job]) -> tuple[float, dict[int, tuple[np.ndarray, int]]]:
@@ -84,7 +66,8 @@ def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
     passes = min(PASSES, options.repeats)
     first, found = _pass(jobs)
     ours, theirs = [], {}
-    with torch_process(setup_of(model), CHOICES[model.detector], options.limit) as pipe:
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    with worker(_serve, setup_of(model), device, CHOICES[model.detector], options.limit) as pipe:
         threads = pipe.recv()
         for number in range(passes):
             for index in range(number, len(tasks), passes):

@@ -35,7 +35,9 @@ def _at_least(least: int):
 
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
-    top = _Parser(prog="f2pad", description="Pixel-accurate anomaly segmentation: F2PAD on PaDiM and PatchCore.")
+    top = _Parser(
+        prog="f2pad", description="Pixel-accurate anomaly segmentation: F2PAD on PaDiM, PatchCore and CFLOW-AD."
+    )
     top.add_argument("--version", action="version", version=f"f2pad {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 

@@ -18,10 +18,11 @@ from f2pad_jax.data.folder import list_images, load_images, load_tests, open_cat
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.detectors import get_detector
-from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
+from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
 from f2pad_jax.experiments.command import Request, experiment, merge
+from f2pad_jax.fitting import draw_shots
 from f2pad_jax.inpainting.autoencoder import KIND as AUTOENCODER
 from f2pad_jax.inpainting.training import small_spec, train_to_folder
 from f2pad_jax.model_file import load_model, save_model
@@ -93,8 +94,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 where=arguments.dataset,
                 mend="lower --shots",
             )
-        chosen = np.random.default_rng(arguments.seed).choice(len(paths), arguments.shots, replace=False)
-        paths = [paths[index] for index in np.sort(chosen)]
+        paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     extractor = load_extractor(arguments.extractor, weights=arguments.weights)
     images, failures = load_images(paths, arguments.size)
     if failures:
@@ -239,8 +239,7 @@ def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
         if arguments.checkpoint is not None:
             raise InputError("imported flows are not trained", where=arguments.flow, mend="leave --checkpoint out")
         return {"imported": read_flows(arguments.flow)}
-    few = arguments.shots is not None and arguments.shots <= FEW_SHOTS
-    return {"used": FEW_SHOT_MAPS if few else None, "checkpoint": arguments.checkpoint}
+    return {"used": maps_of_shots(arguments.shots), "checkpoint": arguments.checkpoint}
 
 
 def _results_folder(path: Path) -> Path:

@@ -226,6 +226,11 @@ def fit(
     )
 
 
+def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:
+    """Which of `count` training pictures a few-shot model is fitted to: (shots,) increasing indices."""
+    return np.sort(np.random.default_rng(seed).choice(count, shots, replace=False))
+
+
 def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
     mixture = fit_pixel_mixture(normalize(model.normals), components=components, seed=model.seed)

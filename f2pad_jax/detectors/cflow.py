@@ -31,6 +31,11 @@ Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
 FEW_SHOTS, FEW_SHOT_MAPS = 16, 2  # with 16 training pictures the F2PAD paper uses two maps
 
 
+def maps_of_shots(shots: int | None) -> int | None:
+    """`used` of `fit` for a number of training pictures that was asked for; None stands for all, of either."""
+    return FEW_SHOT_MAPS if shots is not None and shots <= FEW_SHOTS else None
+
+
 def fit(
     maps: tuple[np.ndarray, ...],
     *,

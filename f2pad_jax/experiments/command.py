@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from f2pad_jax import __version__, report
 from f2pad_jax.detectors import get_detector
+from f2pad_jax.detectors.cflow import FEW_SHOTS
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper, sets
@@ -21,7 +22,6 @@ from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.pretrained import load_extractor
 
 DETECTORS = ("patchcore", "cflow", "padim")  # in the paper's order
-FEW_SHOTS = 16
 VARIANTS: dict[str, tuple[str, ...]] = {  # that an experiment needs beside the full method
     "table3": tuple(ABLATIONS),
     "fig8": ("initialisation", "no-pixel-prior", "no-sparsity"),

@@ -22,13 +22,13 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax.data.images import denormalize, normalize, read_image, read_mask, write_png
-from f2pad_jax.detectors.cflow import FEW_SHOT_MAPS, FEW_SHOTS
+from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import describe
 from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.extractor import Extractor
-from f2pad_jax.fitting import Model, fit, score_maps
+from f2pad_jax.fitting import Model, draw_shots, fit, score_maps
 from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.pipeline import Segmentation, begin, clean, find_region, find_solutions, masking, segment_many
 from f2pad_jax.tuning import tune
@@ -204,14 +204,13 @@ def _fit(unit: Unit, category: Category, task: Task) -> Model:
     if unit.shots is not None:
         if unit.shots > len(train):
             raise InputError(f"there are {len(train)} training pictures, not {unit.shots}")
-        train = train[np.sort(np.random.default_rng(task.seed).choice(len(train), unit.shots, replace=False))]
-    few = unit.detector == "cflow" and unit.shots is not None and unit.shots <= FEW_SHOTS
+        train = train[draw_shots(len(train), unit.shots, seed=task.seed)]
     model = fit(
         train,
         detector=unit.detector,
         extractor=task.extractors[unit.detector],
         seed=task.seed,
-        options={"used": FEW_SHOT_MAPS} if few else {},
+        options={"used": maps_of_shots(unit.shots)} if unit.detector == "cflow" else {},
     )
     return tune(model, seed=task.seed, oracle=(category.images, category.masks)) if task.oracle else model
 
