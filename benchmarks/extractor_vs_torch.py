@@ -18,7 +18,7 @@ import numpy as np
 import torch_networks
 from options import EXTRACTORS, Options
 from problems import extractor_for
-from timing import call_once, interleaved, summary
+from timing import call_once, interleaved, prepared, summary
 from worker import worker
 
 from f2pad_jax.errors import InputError
@@ -68,16 +68,13 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
             for kind, batch in wanted:
                 shape = (batch, options.size, options.size, 3)
                 images = np.random.default_rng(0).standard_normal(shape, np.float32)
-                ours = partial(
-                    {"forward": forward, "value_and_grad": value_and_grad}[kind],
-                    extractor,
-                    jnp.asarray(images),
-                )
+                function = {"forward": forward, "value_and_grad": value_and_grad}[kind]
+                ours = prepared(function, extractor, jnp.asarray(images))
                 theirs = _ask(pipe, (kind, images))
-                if not np.isclose(float(ours()), theirs, rtol=AGREEMENT):
-                    raise RuntimeError(f"{name}: {kind} is {float(ours())} in JAX and {theirs} in torch")
+                if not np.isclose(float(ours.run()), theirs, rtol=AGREEMENT):
+                    raise RuntimeError(f"{name}: {kind} is {float(ours.run())} in JAX and {theirs} in torch")
                 times, _ = interleaved(
-                    {"jax": partial(call_once, ours), "torch": partial(_ask, pipe, 1)},
+                    {"jax": partial(call_once, ours.run), "torch": partial(_ask, pipe, 1)},
                     repeats=options.repeats,
                 )
                 pipe.send(0)
@@ -87,5 +84,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
                     "kind": kind,
                     "batch": batch,
                     "size": options.size,
+                    "precision": extractor.precision,
                 }
-                yield {**labels, **summary(times["jax"], times["torch"])}
+                figures = summary(times["jax"], times["torch"])
+                yield {**labels, **figures, "compile_s": ours.compile_s, "flops": ours.flops, "bytes": ours.bytes}

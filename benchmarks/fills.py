@@ -19,13 +19,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from accuracy import DETECTORS, DIFFERENT, Category, textures
+from options import DETECTORS
 
 import f2pad_jax
 from f2pad_jax import metrics
 from f2pad_jax.checkpoint import is_checkpoint
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.data.textures import TEXTURES
+from f2pad_jax.experiments.sets import EMBEDDED, Category, load_category
+from f2pad_jax.experiments.variants import DIFFERENT
 from f2pad_jax.fitting import score_maps
 from f2pad_jax.inpainting import Inpainter
 from f2pad_jax.inpainting.autoencoder import KIND
@@ -97,9 +99,10 @@ def main() -> None:
     extractor = f2pad_jax.load_extractor("efficientnet_lite0")
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
-        for category in textures(arguments.images):
-            if arguments.category and category.name not in arguments.category:
-                continue
+        for name in arguments.category or TEXTURES:
+            category = load_category(
+                name, Path(scratch) / "sets", dataset=EMBEDDED, data=None, images=arguments.images, seed=0
+            )
             inpainter = autoencoder(category, arguments.keep or Path(scratch), arguments.epochs)
             for detector in arguments.detector or DETECTORS:
                 model = f2pad_jax.fit(category.train, detector=detector, extractor=extractor, inpainter=inpainter)

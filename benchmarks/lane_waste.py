@@ -1,12 +1,12 @@
 """Lane-steps that the engine runs over the iterations that the pictures need, at most eight lanes wide.
 
 "images" are the test pictures of the textures, "grid" the same pictures with several settings each. Seconds are per
-lane-step, over compiled calls, with the host's work in between; the first call of a width compiles and is left out.
+lane-step, over compiled calls, with the host's work in between; the first call of a width compiles, and "compile_s"
+adds these up. `F` is the mean of the last step of each lane.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from options import DETECTORS, Options
 from problems import extractor_for, model_of
+from timing import spread
 
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
@@ -55,6 +56,8 @@ def measured(models: Sequence[Model], images: np.ndarray) -> dict[str, Any]:
     """The figures of one case."""
     model, needed, ran = models[0], 0, 0
     seconds: list[float] = []
+    losses: list[float] = []
+    compiling = 0.0
     lanes = lanes_of(models, images)
     for group in groups_of(lanes):
         width = min(WIDTH, 1 << (len(group) - 1).bit_length())
@@ -68,21 +71,25 @@ def measured(models: Sequence[Model], images: np.ndarray) -> dict[str, Any]:
         solutions = solve_lanes(
             group, extractor=model.extractor, detector=get_detector(model.detector), width=width, on_chunk=note
         )
-        needed += sum(int(solution.iterations) for _, solution in solutions)
+        for _, solution in solutions:
+            needed += int(solution.iterations)
+            losses.append(float(solution.info.loss))
         ran += sum(calls)
         # `note` comes when a call has been started, so a call's time ends at the next mark.
         marks.append(time.perf_counter())
         spans = [(after - before) / steps for before, after, steps in zip(marks[1:-1], marks[2:], calls, strict=True)]
         fresh = {calls.index(steps) for steps in calls}  # compiled in the span before
+        # The first call compiles before its own mark, the others in the span before theirs.
+        compiling += sum(marks[k + 1] - marks[k] for k in fresh)
         seconds += [s for k, s in enumerate(spans) if k + 1 not in fresh] or spans
     return {
         "lanes": len(lanes),
         "ratio": round(ran / needed, 3),
         "lane_steps": ran,
         "iterations": needed,
-        "median_s": statistics.median(seconds),
-        "min_s": min(seconds),
-        "max_s": max(seconds),
+        "F": float(np.mean(losses)),
+        **spread(seconds),
+        "compile_s": compiling,
     }
 
 
@@ -102,4 +109,4 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
             changes: tuple[dict[str, float], ...] = GRID if kind == "grid" else ({},)
             models = [replace(model, settings=model.settings._replace(**change)) for change in changes]
             labels = {"extractor": EXTRACTOR, "weights": weights, "detector": detector, "kind": kind}
-            yield {**labels, "size": options.size, "width": WIDTH, **measured(models, images)}
+            yield {**labels, "size": options.size, "batch": WIDTH, **measured(models, images)}

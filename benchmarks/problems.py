@@ -40,9 +40,20 @@ def extractor_for(name: str, options: Options) -> tuple[Extractor, str]:
     return Extractor(params, name, network.apply, network.spec, "random"), "random"
 
 
-def model_of(detector: str, extractor: Extractor, options: Options, *, category: str = "brick") -> Model:
+def crops(category: str, *, train: int, test: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Normal pictures and test pictures of a texture, uint8 (N, size, size, 3); larger than its own, enlarged."""
+    factor = -(-size // 256)
+    normals, cases = texture_category(category, train=train, test=test, size=size // factor)
+    pictures = np.stack([case[0] for case in cases]) if cases else normals[:0]
+    normals, pictures = (x.repeat(factor, axis=1).repeat(factor, axis=2) for x in (normals, pictures))
+    return normals, pictures
+
+
+def model_of(
+    detector: str, extractor: Extractor, options: Options, *, category: str = "brick", training: int | None = None
+) -> Model:
     """A detector fitted to crops of a texture; flows stay untrained, which costs a step the same time."""
-    normals, _ = texture_category(category, train=TRAINING, test=0, size=options.size)
+    normals, _ = crops(category, train=training or TRAINING, test=0, size=options.size)
     own = {"epochs": 0} if detector == "cflow" else {}
     return f2pad_jax.fit(normals, detector=detector, extractor=extractor, seed=0, options=own)
 
@@ -56,11 +67,11 @@ def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Probl
       full: whether the region is the whole picture, so that all positions of the grid count.
     """
     size = model.size
-    _, cases = texture_category("brick", train=0, test=batch, size=size)
+    _, pictures = crops("brick", train=0, test=batch, size=size)
     radius = size * (COVERED / np.pi) ** 0.5
     rows, columns = np.mgrid[:size, :size]
     starts, problems = [], []
-    for index, (picture, _, _) in enumerate(cases):
+    for index, picture in enumerate(pictures):
         centre = np.random.default_rng(index).uniform(radius, size - radius, 2)
         disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
         region = np.ones_like(disc) if full else disc
@@ -74,4 +85,4 @@ def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Probl
 def endless_rates(model: Model) -> Rates:
     """The model's own rates, with a stop rule that never ends a measurement."""
     s = model.settings
-    return Rates(s.rate, s.clip, s.clip, 0, s.tolerance, 1_000_000)
+    return Rates(s.rate, s.clip, s.clip, 0, s.tolerance, 1_000_000, s.rise)

@@ -5,7 +5,8 @@ the weights of (14), the candidates, the solve, the mask and its cleaning. Ours 
 takes one after another with all cores, between passes of ours, so that other work on the machine weighs on both.
 
 `ratio` is images per second of ours over torch's. Seconds are per picture: of ours ("median_s") over passes through
-all pictures, of torch ("base_median_s") over the pictures. Ours compiles in its first pass, which counts apart.
+all pictures, of torch ("base_median_s") over the pictures. Ours compiles in its first pass, which counts apart. `F` is
+the mean of each side's last F in its own units: ours relative to normal pictures, torch's as in the paper.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 from loop_tasks import CHOICES, Choices, Setup, given, setup_of
 from options import Options
 from problems import extractor_for, model_of
+from timing import spread
 from worker import worker
 
 from f2pad_jax.data.textures import texture_category
@@ -37,17 +39,20 @@ EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"),
 PASSES = 3  # of ours, after the one that compiles
 
 
-def _serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int | None) -> None:
+def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int | None) -> None:
+    """`torch_loop.serve` in a process that has imported no torch yet; without a limit, the paper's."""
     os.environ["OMP_WAIT_POLICY"] = "passive"  # no spinning while the other process is measured
     import torch_loop
 
     torch_loop.serve(pipe, setup, device, choices, limit or torch_loop.LIMIT)
 
 
-def _pass(jobs: list[Job]) -> tuple[float, dict[int, tuple[np.ndarray, int]]]:
-    """Seconds, and mask and iterations of each picture."""
+def _pass(jobs: list[Job]) -> tuple[float, dict[int, tuple[np.ndarray, int, float]]]:
+    """Seconds, and mask, iterations and last F of each picture."""
     began = time.perf_counter()
-    found = {index: (mask, int(solution.iterations)) for index, mask, solution in find_masks(jobs)}
+    found = {
+        index: (mask, int(solution.iterations), float(solution.info.loss)) for index, mask, solution in find_masks(jobs)
+    }
     return time.perf_counter() - began, found
 
 
@@ -67,7 +72,7 @@ def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
     first, found = _pass(jobs)
     ours, theirs = [], {}
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    with worker(_serve, setup_of(model), device, CHOICES[model.detector], options.limit) as pipe:
+    with worker(serve, setup_of(model), device, CHOICES[model.detector], options.limit) as pipe:
         threads = pipe.recv()
         for number in range(passes):
             for index in range(number, len(tasks), passes):
@@ -75,23 +80,21 @@ def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
                 theirs[index] = pipe.recv()
             ours.append(_pass(jobs)[0] / len(jobs))
     order = range(len(jobs))
-    masks, iterations, _, seconds = zip(*(theirs[index] for index in order), strict=True)
+    masks, iterations, losses, seconds = zip(*(theirs[index] for index in order), strict=True)
     own = [found[index][1] for index in order]
     return {
         "images": len(jobs),
         "ratio": round(statistics.mean(seconds) / statistics.median(ours), 3),
-        "median_s": statistics.median(ours),
-        "min_s": min(ours),
-        "max_s": max(ours),
+        **spread(ours),
         "base_mean_s": statistics.mean(seconds),
-        "base_median_s": statistics.median(seconds),
-        "base_min_s": min(seconds),
-        "base_max_s": max(seconds),
+        **{f"base_{name}": figure for name, figure in spread(list(seconds)).items()},
         "compile_s": max(first - statistics.median(ours) * len(jobs), 0.0),
         "iou": _mean_iou((found[index][0] for index in order), truths),
         "base_iou": _mean_iou(masks, truths),
         "iterations": statistics.mean(own),
         "base_iterations": statistics.mean(iterations),
+        "F": statistics.mean(found[index][2] for index in order),
+        "base_F": statistics.mean(losses),
         "iteration_s": statistics.median(ours) * len(jobs) / sum(own),
         "base_iteration_s": sum(seconds) / sum(iterations),
         "base_threads": threads,
@@ -117,6 +120,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
             "detector": detector,
             "category": category,
             "size": options.size,
+            "precision": extractor.precision,
         }
         labels |= {"device": f"{jax.default_backend()} × {jax.local_device_count()}"}
         yield {**labels, **measured(model, category, options)}

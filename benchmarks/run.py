@@ -8,11 +8,14 @@ import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import extractor_vs_torch
 import jax
 import lane_waste
 import pytorch_loop
+import scaling
+import sharing
 import step_ratio
 from options import Options
 
@@ -24,11 +27,14 @@ BENCHMARKS = {
     "extractor_vs_torch": extractor_vs_torch.cases,
     "pytorch_loop": pytorch_loop.cases,
     "lane_waste": lane_waste.cases,
+    "sharing": sharing.cases,
+    "scaling": scaling.cases,
 }
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that matter to a time."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -38,9 +44,16 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _device() -> str:
+def device_name() -> str:
+    """The first device, as a reader knows it."""
     device = jax.devices()[0]
     return f"cpu, {os.cpu_count()} cores" if device.platform == "cpu" else device.device_kind
+
+
+def _facts() -> dict[str, Any]:
+    """What every case says about itself unless it knows better."""
+    precision = jax.config.jax_default_matmul_precision or "default"  # pyright: ignore[reportAttributeAccessIssue]
+    return {"device": device_name(), "jaxlib": version("jaxlib"), "precision": precision, "batch": 1}
 
 
 def _line(case: dict) -> str:
@@ -68,18 +81,19 @@ def main(arguments: list[str] | None = None) -> int:
     if asked.name is None:
         parser.error("give a NAME or --list")
     options = Options(asked.size, asked.repeats, tuple(asked.only), asked.weights, asked.images, asked.limit)
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other processes need the device, too
     results = []
     try:
         for case in BENCHMARKS[asked.name](options):
             print(_line(case), flush=True)
-            results.append(case)
+            results.append(_facts() | case)
     except InputError as error:
         print(f"{asked.name}: {error}", file=sys.stderr)
         return 2
     if asked.json is not None:
         write_json(
             asked.json,
-            {"name": asked.name, "device": _device(), "versions": _versions(), "cases": results},
+            {"name": asked.name, "device": device_name(), "versions": versions(), "cases": results},
         )
     return 0
 

@@ -6,16 +6,17 @@ of the `lax.while_loop` of `solve`, over one of gradient descent on the bare ext
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from limits import shares
 from options import DETECTORS, EXTRACTORS, Options
 from problems import batch_of, endless_rates, extractor_for, model_of
-from timing import call_once, interleaved, summary
+from timing import Prepared, call_once, interleaved, prepared, summary
 
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.extractor import Extractor
@@ -85,26 +86,31 @@ def step_loop(
 
 
 def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
-    """The figures of one variant."""
+    """The figures of one variant; operations, bytes and shares of the peak are those of a step of the whole batch."""
     extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
     starts, problems = batch_of(model, batch=variant.batch, full=variant.region == "full")
-    calls: dict[str, Callable[[], Any]]
+    calls: dict[str, Prepared]
     if variant.kind == "step":
         states = jax.vmap(lambda start, problem: init(start, problem, rates))(starts, problems)
         calls = {
-            "bare": partial(bare, extractor, starts),
-            "ours": partial(steps, extractor, states, problems, rates, detector),
+            "bare": prepared(bare, extractor, starts),
+            "ours": prepared(steps, extractor, states, problems, rates, detector=detector),
         }
     else:
         calls = {
-            "bare": partial(bare_loop, extractor, starts),
-            "ours": partial(step_loop, extractor, starts, problems, rates, detector),
+            "bare": prepared(bare_loop, extractor, starts),
+            "ours": prepared(step_loop, extractor, starts, problems, rates, detector=detector),
         }
-    times, first = interleaved({k: partial(call_once, call) for k, call in calls.items()}, repeats=repeats)
+    times, _ = interleaved({k: partial(call_once, call.run) for k, call in calls.items()}, repeats=repeats)
     each = ITERATIONS if variant.kind == "loop" else 1
     times = {k: [t / each for t in series] for k, series in times.items()}
-    positions = problems.feature.positions.shape[1]
-    return {"positions": positions, **summary(times["ours"], times["bare"]), "first_call_s": first["ours"]}
+    figures = {"positions": problems.feature.positions.shape[1], **summary(times["ours"], times["bare"])}
+    figures |= {"compile_s": calls["ours"].compile_s, "precision": extractor.precision}
+    if variant.kind == "loop":  # whose body the counters see once
+        return figures
+    ours, bare_call = calls["ours"], calls["bare"]
+    figures |= {"flops": ours.flops, "bytes": ours.bytes, "base_flops": bare_call.flops, "base_bytes": bare_call.bytes}
+    return figures | shares(ours.flops, ours.bytes, figures["median_s"], precision=extractor.precision)
 
 
 def cases(options: Options) -> Iterator[dict[str, Any]]:

@@ -180,6 +180,7 @@ def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, lim
     """Algorithm 1's loop: n, iterations, and the last F in the paper's units."""
     mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
     image, alphas = problem.image, (choices.alpha1, choices.alpha2)
+    value = math.nan
     unit = problem.score / problem.stride**2  # turns the weighted terms into the paper's units
     normal, adan, before = torch.where(problem.region, start, image), Adan(start), math.inf
     for count in range(1, limit + 1):
@@ -198,7 +199,7 @@ def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, lim
         if before - value < FALLS[setup.detector]:
             return normal, count, value
         before = value if active else math.inf
-    return normal, limit, before
+    return normal, limit, value
 
 
 def segment(task: Task, setup: Setup, choices: Choices, limit: int = LIMIT) -> tuple[np.ndarray, int, float]:

@@ -94,6 +94,14 @@ def parser() -> argparse.ArgumentParser:
     out(fit, "MODEL", "folder for the model")
     fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
     fit.add_argument("--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)")
+    fit.add_argument(
+        "--precision",
+        default="parity",
+        metavar="NAME",
+        help="of the extractor: parity (float32), fast (TF32 on a GPU) or bf16 (parity)",
+    )
+    fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
+    fit.add_argument("--rank", type=_at_least(1), metavar="R", help="padim: keep R eigenvectors at every position")
     fit.add_argument("--flow", type=Path, metavar="FILE", help="cflow: trained flows of CFLOW-AD or anomalib")
     fit.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="cflow: keep unfinished training here, and go on from it"
@@ -143,24 +151,34 @@ def parser() -> argparse.ArgumentParser:
     )
     weights(evaluate)
 
-    experiment = command("experiment", "make a table or figure of the paper's case study, or join shares of one")
+    experiment = command("experiment", "make a table or figure of the paper's case study, or join what was made")
     experiment.add_argument(
-        "name", metavar="NAME", help="table1 … table4, fig1, fig6 … fig11; or merge, to join the folders PART_DIR"
+        "name",
+        metavar="NAME",
+        help="of the paper: table1 … table4, fig1, fig6 … fig11; beyond it: tuning, thresholds, sensitivity, growth, "
+        "real; or merge, to join the shares FOLDER, or results, for a RESULTS.md about the finished FOLDERs",
     )
-    experiment.add_argument("parts", metavar="PART_DIR", type=Path, nargs="*", help="merge: results of shares")
+    experiment.add_argument("parts", metavar="FOLDER", type=Path, nargs="*", help="merge, results: of earlier runs")
     experiment.add_argument("--data", type=Path, metavar="MVTEC_ROOT", help="folder of MVTec AD (embedded textures)")
     weights(experiment)
-    out(experiment, "DIR", "NAME.json, NAME.md and NAME.png; a run that is cut off goes on from here")
+    out(experiment, "DIR", "NAME.json, NAME.md, NAME.png and RESULTS.md; a run that is cut off goes on from here")
     experiment.add_argument(
         "--images", type=_at_least(1), metavar="N", help="test pictures a category (54; textures: 8)"
     )
     experiment.add_argument("--detector", action="append", metavar="NAME", help="only this, may be repeated")
     experiment.add_argument("--category", action="append", metavar="NAME", help="only this, may be repeated")
+    experiment.add_argument(
+        "--jobs", type=_at_least(1), default=1, metavar="N", help="processes that share the work and the cores (1)"
+    )
     experiment.add_argument("--shard-index", type=_at_least(0), default=0, metavar="I", help="do share I, from 0 (0)")
     experiment.add_argument("--shard-count", type=_at_least(1), default=1, metavar="N", help="of N shares (1)")
-    experiment.add_argument(
-        "--oracle", action="store_true", help="choose settings on the test set as the paper does; results say so"
+    tuning = experiment.add_mutually_exclusive_group()
+    tuning.add_argument(
+        "--oracle",
+        action="store_true",
+        help="choose settings on the test set as the paper does, not on synthetic anomalies; results say so",
     )
+    tuning.add_argument("--untuned", action="store_true", help="keep the default settings, for a quick look")
     seed(experiment)
 
     store = command("weights", "show, fetch, import or check pretrained weights")

@@ -21,7 +21,8 @@ from f2pad_jax.detectors import get_detector
 from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
-from f2pad_jax.experiments.command import Request, experiment, merge
+from f2pad_jax.experiments.command import Request, experiment, join_results, merge
+from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC
 from f2pad_jax.fitting import draw_shots
 from f2pad_jax.inpainting.autoencoder import KIND as AUTOENCODER
 from f2pad_jax.inpainting.training import small_spec, train_to_folder
@@ -85,6 +86,10 @@ def run_fit(arguments: argparse.Namespace) -> int:
     options = _flow_options(arguments) if detector.name == "cflow" else {}
     if detector.name != "cflow" and (arguments.flow or arguments.checkpoint):
         raise InputError(f"{detector.name} takes neither --flow nor --checkpoint", mend="leave them out")
+    if arguments.rank is not None:
+        if detector.name != "padim":
+            raise InputError(f"{detector.name} takes no --rank", mend="leave it out")
+        options["rank"] = arguments.rank
     check_target(arguments.out, kind="model")
     paths = open_category(arguments.dataset, need_test=False).train
     if arguments.shots is not None:
@@ -95,17 +100,18 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 mend="lower --shots",
             )
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
-    extractor = load_extractor(arguments.extractor, weights=arguments.weights)
+    extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
     images, failures = load_images(paths, arguments.size)
     if failures:
         raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
+    settings = Settings.paper() if arguments.paper else Settings()
     model = fit(
         images,
         detector=detector.name,
         extractor=extractor,
         seed=arguments.seed,
-        settings=Settings(start="autoencoder") if inpainter else Settings(),
+        settings=settings._replace(start="autoencoder") if inpainter else settings,
         options=options,
         inpainter=inpainter,
     )
@@ -174,15 +180,18 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 
 def run_experiment(arguments: argparse.Namespace) -> int:
-    """Makes a table or figure of the paper's case study, or joins shares of one."""
+    """Makes a table or figure of the paper's case study, or joins shares of one, or pages about several."""
 
     def fail(line: str) -> None:
         _complain(InputError(line))
 
+    if arguments.name in ("merge", "results") and not arguments.parts:
+        raise InputError("no folder was named", where=arguments.name, mend="name the --out folders of earlier runs")
     if arguments.name == "merge":
-        if not arguments.parts:
-            raise InputError("no folder was named", where="merge", mend="name the --out folders of the shares")
         return DONE if merge(arguments.parts, arguments.out, on_failure=fail, say=print) else UNUSABLE
+    if arguments.name == "results":
+        join_results(arguments.parts, arguments.out, say=print)
+        return DONE
     if arguments.parts:
         raise InputError("takes no folders", where=arguments.name, mend="give MVTec AD with --data")
     request = Request(
@@ -194,8 +203,9 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         detectors=arguments.detector or (),
         categories=arguments.category or (),
         seed=arguments.seed,
-        oracle=arguments.oracle,
+        tuning=ORACLE if arguments.oracle else DEFAULT if arguments.untuned else SYNTHETIC,
         shard=(arguments.shard_index, arguments.shard_count),
+        jobs=arguments.jobs,
     )
     return DONE if experiment(request, on_failure=fail, say=print) else UNUSABLE
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast, get_args
 
 import jax
+import jax.numpy as jnp
 
+from f2pad_jax.errors import InputError
+from f2pad_jax.networks.layers import halved
+
+Precision = Literal["parity", "fast", "bf16"]
 Params = dict[str, Any]
 Features = tuple[jax.Array, ...]
 
@@ -37,6 +42,9 @@ class Extractor:
       network: pure function `(params, images, *, spec) -> feature maps`.
       spec: the network's definition.
       digest: SHA-256 of the file the parameters came from, in hexadecimal.
+      precision: of its products, in the gradient too: "parity", full float32; "fast", what the device does quickest
+        with float32 (TF32 on a GPU, float32 on a CPU); "bf16", dense kernels and activations in bfloat16 (see
+        `networks.layers.halved`). Feature maps, and all that is made of them, are float32.
     """
 
     params: Params
@@ -44,6 +52,7 @@ class Extractor:
     network: Callable[..., Features] = field(metadata={"static": True})
     spec: NetworkSpec = field(metadata={"static": True})
     digest: str = field(metadata={"static": True})
+    precision: Precision = field(default="parity", metadata={"static": True})
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -65,8 +74,19 @@ class Extractor:
         Returns:
           One (B, H/stride, W/stride, C) float32 array per entry of `channels`.
         """
-        return self.network(params, images, spec=self.spec)
+        if self.precision == "bf16":
+            params = halved(params)
+        with jax.default_matmul_precision("highest" if self.precision == "parity" else "default"):
+            maps = self.network(params, images, spec=self.spec)
+        return tuple(m.astype(jnp.float32) for m in maps)
 
     def __call__(self, images: jax.Array) -> Features:
         """Feature maps of a batch with the extractor's own parameters; see `apply`."""
         return self.apply(self.params, images)
+
+
+def check_precision(name: str) -> Precision:
+    """The precision of that name; `InputError` that lists the names for any other."""
+    if name not in (known := get_args(Precision)):
+        raise InputError(f"no precision is called {name!r}", mend=f"choose one of {', '.join(known)}")
+    return cast(Precision, name)

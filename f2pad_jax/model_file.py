@@ -42,7 +42,11 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     }
     facts: dict[str, Any] = {
         "detector": model.detector,
-        "extractor": {"name": model.extractor.name, "sha256": model.extractor.digest},
+        "extractor": {
+            "name": model.extractor.name,
+            "sha256": model.extractor.digest,
+            "precision": model.extractor.precision,
+        },
         "size": model.size,
         "threshold": float(model.threshold),
         "region_threshold": float(model.region_threshold),
@@ -73,12 +77,13 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     arrays, facts = load_arrays(folder, kind="model", version=VERSION)
     try:
         name, digest = facts["extractor"]["name"], facts["extractor"]["sha256"]
+        precision = facts["extractor"].get("precision", "parity")  # older models name none
         fields, inpainter = _fields(arrays, facts), _inpainter(arrays, facts, folder)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged model ({error})", where=folder, mend="fit it again") from error
-    extractor = load_extractor(name, weights=None if weights is None else Path(weights))
+    extractor = load_extractor(name, weights=None if weights is None else Path(weights), precision=precision)
     if extractor.digest != digest:
         mend = "name their file by --weights, or fit it again"
         raise _other_weights(name, digest, extractor.digest, folder, mend)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from f2pad_jax.detectors import Detector
 from f2pad_jax.extractor import Extractor
+from f2pad_jax.optim.sharing import Sharing
 from f2pad_jax.priors import PixelMixture, log_penalty, pixel_prior, total_variation
 
 
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
 
     image: jax.Array  # x, (H, W, 3), ImageNet-normalised
     region: jax.Array  # (H, W) bool, the dilated region in which n is free
-    sharing: jax.Array  # (H, K, W), weights of Eq. (14)
+    sharing: Sharing  # weights of Eq. (14)
     feature: FeatureLoss
     mixture: PixelMixture
     scales: Scales

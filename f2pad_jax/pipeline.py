@@ -242,7 +242,7 @@ def lane(job: Job) -> Lane:
     """A job as the solver takes it."""
     s = job.model.settings
     problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta)
-    rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience)
+    rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience, s.rise)
     return Lane(job.start.normal, problem, rates, job.limit)
 
 

@@ -17,6 +17,7 @@ class Settings(NamedTuple):
         exceeds about β0/t.
       components: Gaussians of the pixel mixture; used when fitting.
       rate: base step size in normalised pixel units.
+      rise: factor by which the step size has risen 40 iterations after sparsity set in, see `solver.step`.
       clip: limit of the shared gradient and ε of Adan; 25 is the median on normal pictures, whatever the
         detector and extractor.
       warm_up: iterations without sparsity at the start.
@@ -43,9 +44,10 @@ class Settings(NamedTuple):
     beta0: float = 3.0
     components: int = 8
     rate: float = 0.12
+    rise: float = 4.0
     clip: float = 25.0
     warm_up: int = 20
-    limit: int = 120
+    limit: int = 60
     tolerance: float = 1e-4
     patience: int = 20
     refine: int = 20
@@ -58,6 +60,34 @@ class Settings(NamedTuple):
     cleaning: Literal["dots", "opening"] = "dots"
     sparsity: Literal["proximal", "gradient"] = "proximal"
     step_size: Literal["constant", "adaptive"] = "constant"
+
+    @classmethod
+    def paper(cls) -> Settings:
+        """The choices of arXiv 2407.06519 where they differ from the defaults, as far as settings express them.
+
+        Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; step sizes are those of Eq. (15); the
+        mask is opened by 3 × 3; the solve starts from a smooth fill (the paper's masked autoencoder needs an inpainter)
+        without warm-up, and ends at the first iteration that brings too little, or after 1200. α1, β0, the number of
+        Gaussians and the base of the step size are not given there, and no threshold either.
+
+        Not the paper's even so: β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the second, lower
+        threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the tolerance
+        are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen on
+        synthetic anomalies; n is re-estimated from the matching fill.
+        """
+        return cls(
+            rate=0.03,
+            rise=1.0,
+            warm_up=0,
+            limit=1200,
+            tolerance=2e-5,
+            patience=1,
+            start="harmonic",
+            smallest=0.45,
+            cleaning="opening",
+            sparsity="gradient",
+            step_size="adaptive",
+        )
 
 
 def check_settings(settings: Settings) -> None:

@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_list_has_one_name_a_line(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
-    names = {"step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste"}
+    names = {"step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "sharing", "scaling"}
     assert names <= set(capsys.readouterr().out.splitlines())
 
 
@@ -74,6 +74,9 @@ def test_a_tiny_case_writes_the_contracts_json(
     assert (figures["extractor"], figures["detector"], figures["weights"]) == ("resnet18", "patchcore", "random")
     assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
     assert figures["ratio"] == pytest.approx(figures["median_s"] / figures["base_median_s"], abs=1e-3)
+    assert {"device", "jaxlib", "precision", "compile_s", "share_of_peak", "share_of_bandwidth"} <= set(figures)
+    assert figures["flops"] > figures["base_flops"] > 0
+    assert figures["bytes"] > 0
     assert f"ratio {figures['ratio']:.2f}" in capsys.readouterr().out
 
 
@@ -110,7 +113,7 @@ def test_lane_steps_are_counted(run: ModuleType, tmp_path: Path, monkeypatch: py
     case = ["--only", "patchcore", "grid", "--size", "64", "--images", "2", "--limit", "20", "--json", str(out)]
     assert run.main(["lane_waste", *case]) == 0
     (figures,) = json.loads(out.read_text())["cases"]
-    assert (figures["lanes"], figures["width"]) == (6, 8)
+    assert (figures["lanes"], figures["batch"]) == (6, 8)
     assert 6 <= figures["iterations"] <= 6 * 20
     assert figures["lane_steps"] % 8 == 0
     assert figures["ratio"] == pytest.approx(figures["lane_steps"] / figures["iterations"], abs=1e-3)

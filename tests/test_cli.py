@@ -27,6 +27,7 @@ from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.pretrained.flow_files import to_freia
 from f2pad_jax.segmenting import output_stems
+from f2pad_jax.settings import Settings
 
 SIZE = 64
 FIT = ["--detector", "patchcore", "--extractor", "efficientnet_lite0"]
@@ -208,6 +209,21 @@ def test_flows_of_another_extractor_are_one_line(work: Path, capsys: pytest.Capt
     _fails(work, command, "the flows are of maps with 24, 41 channels, not 24, 40", capsys)
 
 
+def test_fit_takes_rank_precision_and_the_papers_settings(work: Path) -> None:
+    padim = ["--detector", "padim", "--extractor", "efficientnet_lite0", "--size", str(SIZE)]
+    options = ["--rank", "4", "--precision", "bf16", "--paper"]
+    assert main(["fit", "set/brick", *padim, *options, "--out", "chosen"]) == 0
+    model = load_model("chosen")
+    assert model.params["basis"].shape == (16 * 16, 176, 4)
+    assert model.params["floor"].shape == (16 * 16, 1)
+    assert model.extractor.precision == "bf16"
+    assert model.settings == Settings.paper()
+    assert main(["segment", "chosen", TEST, "--out", "out"]) == 0
+    lines = [json.loads(line) for line in (work / "out/results.jsonl").read_text().splitlines()]
+    assert {line["status"] for line in lines} <= {"converged", "iteration limit"}
+    assert all(1 < line["iterations"] <= 1200 for line in lines)
+
+
 def test_synthesize_makes_a_data_set(work: Path) -> None:
     options = ["--count", "3", "--size", "48", "--seed", "2"]
     assert main(["synthesize", "set/brick", "--out", "made", *options]) == 0
@@ -282,6 +298,9 @@ MISUSES = {
     "fit set/brick {fit} --out set": "exists already",
     "fit set/brick {fit} --flow set/manifest.json": "takes neither --flow nor --checkpoint",
     "fit set/brick {fit} --checkpoint training": "takes neither --flow nor --checkpoint",
+    "fit set/brick {fit} --rank 4": "patchcore takes no --rank",
+    "fit set/brick {cflow} --rank 4": "cflow takes no --rank",
+    "fit set/brick {fit} --precision half": "choose one of parity, fast, bf16",
     "fit set/brick {fit} --inpainter nowhere": "no such autoencoder",
     "fit set/brick {fit} --inpainter model": "is no autoencoder",
     "fit set/brick {cflow} --flow set/manifest.json": "not a usable weight file",

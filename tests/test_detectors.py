@@ -131,6 +131,41 @@ def test_padims_cut_basis_never_lowers_a_distance(monkeypatch: pytest.MonkeyPatc
     assert (np.asarray(padim.squared_distances(cut, test)) > 0.999 * exact).all()
 
 
+@pytest.mark.parametrize(("count", "rank"), [(40, 5), (9, 5), (40, 1), (9, 7)])
+def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
+    maps, test = draw_maps(count), draw_maps(1, seed=9)
+    params = padim.fit(maps, rank=rank)
+    assert (params["basis"].shape, params["floor"].shape) == ((64, 15, rank), (64, 1))
+    squares = padim.squared_distances(params, one(test))
+    floor = regulariser(maps, np.arange(15))
+    for i, j in [(0, 0), (0, 7), (3, 4), (7, 2)]:
+        value, vector = np.linalg.eigh(np.cov(repeated(maps)[:, i, j], rowvar=False))
+        value[:-rank] = value[:-rank].mean()
+        delta = repeated(test)[0, i, j] - repeated(maps)[:, i, j].mean(axis=0)
+        np.testing.assert_allclose(squares[i, j], np.square(delta @ vector) @ (1 / (value + floor)), rtol=2e-4)
+
+
+@pytest.mark.parametrize("count", [40, 9])
+def test_padims_error_falls_with_the_rank(count: int) -> None:
+    maps, test = draw_maps(count), one(draw_maps(1, seed=9))
+    exact = np.asarray(padim.score(padim.fit(maps), test))
+    errors = []
+    for rank in (1, 2, 4, 6, 8, 11, 14, 15):
+        found = np.asarray(padim.score(padim.fit(maps, rank=rank), test))
+        errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
+    assert np.all(np.diff(errors) <= 1e-6)
+    assert errors[0] > 0.1
+    assert errors[-1] < 1e-6
+
+
+def test_a_rank_that_cuts_nothing_changes_nothing() -> None:
+    for count in (40, 9):
+        maps = draw_maps(count)
+        jax.tree.map(np.testing.assert_array_equal, padim.fit(maps, rank=15), padim.fit(maps))
+    with pytest.raises(InputError, match="a rank of 0 keeps nothing"):
+        padim.fit(maps, rank=0)
+
+
 def test_padim_takes_positions_where_training_features_agree() -> None:
     maps = draw_maps(5)
     for m in maps:
@@ -333,6 +368,23 @@ def test_local_scores_are_the_nearest_candidates(
         exact += held.sum()
         assert held.all() or step > 0
     assert exact >= 8
+
+
+def test_stale_candidates_are_found(local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray]) -> None:
+    params, local, candidates = local_case
+    bank, seen = np.asarray(params["bank"], float), set()
+    pictures = [draw_maps(1, seed) for seed in (9, 11, 12, 13)]
+    for maps in pictures:
+        features = np.asarray(patchcore.embed(one(maps), params["scale"]), float).reshape(16, 9)[POSITIONS]
+        nearest = bank[pairwise_distances(features, bank).argmin(axis=1)]
+        wanted = ~(candidates == nearest[:, None]).all(axis=-1).any(axis=-1)
+        np.testing.assert_array_equal(patchcore.stale(params, local, one(maps), POSITIONS), wanted)
+        seen |= set(wanted.tolist())
+    assert seen == {False, True}
+    assert not patchcore.stale(params, local, one(pictures[0]), POSITIONS).any()
+    stacked = tuple(jnp.concatenate([maps[k] for maps in pictures]) for k in range(3))
+    together = jax.vmap(lambda maps: patchcore.stale(params, local, maps, POSITIONS))(stacked)
+    np.testing.assert_array_equal(together[1], patchcore.stale(params, local, one(pictures[1]), POSITIONS))
 
 
 def test_patchcores_gradient_points_away_from_the_nearest(

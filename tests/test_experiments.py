@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,13 +20,13 @@ from solving import tiny_extractor
 from f2pad_jax import pipeline
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.experiments import command, paper, runs, sets, tables
-from f2pad_jax.fitting import score_maps
+from f2pad_jax.experiments import command, models, paper, registry, runs, sets, tables, variants
+from f2pad_jax.fitting import refit_mixture, score_maps
 from f2pad_jax.pipeline import find_region, segment_many
 from f2pad_jax.settings import Settings
 
 SIZE, TRAIN, IMAGES = 32, 16, 3
-ONE = ("--category", "brick", "--detector", "padim")
+ONE = ("--category", "brick", "--detector", "padim", "--untuned")
 
 
 def experiment(name: str, out: Path, *options: str) -> int:
@@ -33,10 +37,8 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def small():
+def shrink(patch: pytest.MonkeyPatch) -> None:
     """Small pictures, a tiny network, and a clock that stands still: times are all that two runs differ in."""
-    patch = pytest.MonkeyPatch()
     patch.setattr(sets, "SIZE", SIZE)
     patch.setattr(sets, "TEXTURE_TRAIN", TRAIN)
     patch.setattr(sets, "TEXTURE_IMAGES", IMAGES)
@@ -44,8 +46,22 @@ def small():
     patch.setattr(pipeline, "SHARES", (1.0,))
     patch.setattr(command, "load_extractor", lambda name, weights: tiny_extractor())
     patch.setattr(time, "perf_counter", lambda: 0.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    patch = pytest.MonkeyPatch()
+    shrink(patch)
     yield
     patch.undo()
+
+
+def small_worker(request: command.Request, plan: dict[str, Any]) -> Any:
+    """`begin_worker` in another process, which knows nothing of what was patched in this one."""
+    shrink(pytest.MonkeyPatch())
+    work = command.begin_worker(request, plan)
+    assert jax.local_device_count() == max(1, (os.cpu_count() or 1) // 2)
+    return work
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +81,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         counts.append(len(images))
         return segment_many(model, images)
 
-    monkeypatch.setattr(runs, "segment_many", counting)
+    monkeypatch.setattr(variants, "segment_many", counting)
     return counts
 
 
@@ -83,10 +99,14 @@ def test_table1_writes_what_callers_rely_on(whole: Path) -> None:
     assert run["outline"]["f2pad"].keys() == {"boundary_f1_1", "boundary_f1_2", "boundary_f1_4", "hausdorff95"}
     assert run["outline"]["f2pad"]["boundary_f1_2"] == run["f2pad"]["boundary_f1"]
     assert content["paper"]["numbers"]["padim"]["mean"]["f2pad_iou"] == 90.4
-    assert content["protocol"]["command"] == "f2pad experiment table1 --detector padim --category brick --out DIR"
+    assert (
+        content["protocol"]["command"]
+        == "f2pad experiment table1 --detector padim --category brick --untuned --out DIR"
+    )
     page = (whole / "table1.md").read_text("utf-8")
     assert content["protocol"]["command"] in page
-    assert f"{run['f2pad']['iou']:.1f} / {run['f2pad']['dice']:.1f} (" in page
+    (printed,) = re.findall(r"([\d.]+) / ([\d.]+) \(", page)
+    assert [float(value) for value in printed] == pytest.approx([run["f2pad"]["iou"], run["f2pad"]["dice"]], abs=0.06)
 
 
 def test_the_record_is_that_of_the_pictures(whole: Path) -> None:
@@ -96,7 +116,7 @@ def test_the_record_is_that_of_the_pictures(whole: Path) -> None:
     np.testing.assert_array_equal(category.train, train)
     np.testing.assert_array_equal(category.masks, [case[1] for case in cases])
     model = pipeline.fit(train, detector="padim", extractor=tiny_extractor())
-    facts, parts = runs.load_unit(runs.Unit("brick", "padim", None, "full"), whole, category)
+    facts, parts = runs.load_unit(runs.Unit("brick", "padim", None, "full"), whole, category, range(IMAGES))
     assert facts["settings"] == Settings()._asdict()
     for part, result in zip(parts, segment_many(model, category.images), strict=True):
         for name in ("mask", "initial_mask", "normal", "score_map"):
@@ -107,7 +127,7 @@ def test_the_record_is_that_of_the_pictures(whole: Path) -> None:
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[int]
 ) -> None:
-    counted = runs.segment_many
+    counted = variants.segment_many
 
     def cut_off(model: Any, images: np.ndarray) -> Any:
         if solved:
@@ -115,7 +135,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
         return counted(model, images)
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs, "segment_many", cut_off)
+        patch.setattr(variants, "segment_many", cut_off)
         assert experiment("table1", tmp_path, *ONE) == 130
     assert not (tmp_path / "table1.json").exists()
     assert solved == [2]
@@ -127,7 +147,7 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 
 
 def test_shares_are_merged_to_what_one_run_writes(tmp_path: Path, solved: list[int]) -> None:
-    asked = ("--category", "gravel", "--category", "brick", "--detector", "padim", "--images", "2")
+    asked = ("--category", "gravel", "--category", "brick", "--detector", "padim", "--images", "2", "--untuned")
     assert experiment("fig11", tmp_path / "one", *asked) == 0
     together = sum(solved)
     for index in ("0", "1"):
@@ -140,6 +160,16 @@ def test_shares_are_merged_to_what_one_run_writes(tmp_path: Path, solved: list[i
     assert files(tmp_path / "all") == files(tmp_path / "one")
 
 
+def test_processes_write_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[int]) -> None:
+    asked = ("--category", "gravel", "--category", "brick", "--detector", "padim", "--images", "2", "--untuned")
+    assert experiment("table4", tmp_path / "one", *asked) == 0
+    monkeypatch.setattr(command, "begin_worker", small_worker)
+    here = sum(solved)
+    assert experiment("table4", tmp_path / "two", *asked, "--jobs", "2") == 0
+    assert sum(solved) == here
+    assert files(tmp_path / "two") == files(tmp_path / "one")
+
+
 def test_a_share_alone_is_incomplete(tmp_path: Path, whole: Path, capsys: pytest.CaptureFixture) -> None:
     part = Path(shutil.copytree(whole, tmp_path / "part"))
     (part / "parts" / "brick-padim-all-full" / "001.json").unlink()
@@ -150,23 +180,117 @@ def test_a_share_alone_is_incomplete(tmp_path: Path, whole: Path, capsys: pytest
 
 
 def test_a_unit_that_fails_loses_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, solved: list[int]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    counted = runs.segment_many
+    made = models.make_model
 
-    def failing(model: Any, images: np.ndarray) -> Any:
-        if not solved:
-            solved.append(0)
+    def failing(recipe: models.Recipe, *rest: Any) -> Any:
+        if recipe.category == "brick":
             raise MemoryError("out\nof memory")
-        return counted(model, images)
+        return made(recipe, *rest)
 
-    monkeypatch.setattr(runs, "segment_many", failing)
-    asked = ("--category", "brick", "--category", "gravel", "--detector", "padim", "--images", "2")
+    monkeypatch.setattr(runs, "make_model", failing)
+    asked = ("--category", "brick", "--category", "gravel", "--detector", "padim", "--images", "2", "--untuned")
     assert experiment("table4", tmp_path, *asked) == 2
     assert capsys.readouterr().err == "f2pad: error: brick-padim-all-full: MemoryError: out of memory\n"
     content = json.loads((tmp_path / "table4.json").read_text("utf-8"))
     assert [run["category"] for run in content["runs"]] == ["gravel"]
     assert content["protocol"]["absent"] == ["brick-padim-all-full"]
+
+
+def test_a_picture_that_fails_loses_no_other(
+    tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    bad = sets.read_category(whole / "sets" / "brick").images[1]
+
+    def failing(model: Any, images: np.ndarray) -> Any:
+        if any((image == bad).all() for image in images):
+            raise MemoryError("too large")
+        return segment_many(model, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(variants, "segment_many", failing)
+        assert experiment("table3", tmp_path, *ONE) == 2
+    problem = "color/001: MemoryError: too large"
+    names = ("full", "no-pixel-prior", "no-sharing")
+    errors = capsys.readouterr().err.splitlines()
+    assert errors == [f"f2pad: error: brick-padim-all-{name}: {problem}" for name in names]
+    content = json.loads((tmp_path / "table3.json").read_text("utf-8"))
+    assert content["protocol"]["absent"] == [f"brick-padim-all-{name} color/001" for name in names]
+    assert len(content["runs"]) == 1 + len(variants.ABLATIONS)
+    for run in content["runs"]:  # the others are those of the ablations that could be done, too
+        assert [image["image"] for image in run["per_image"]] == ["color/000", "color/002"]
+    assert "color/001" in (tmp_path / "table3.md").read_text("utf-8")
+    capsys.readouterr()
+    assert experiment("table1", tmp_path, *ONE) == 0  # tries again
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.rglob("*_failed.json")) or experiment("table3", tmp_path, *ONE) == 0
+    assert not list(tmp_path.rglob("*_failed.json"))
+
+
+def test_settings_are_tuned_once_on_synthetic_anomalies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose tuning chose other settings, and another mixture, is the same when a run goes on."""
+    seen = []
+
+    def tune(model: Any, *, seed: int, oracle: Any) -> Any:
+        seen.append(oracle)
+        found = replace(refit_mixture(model, 4), tuned_on="synthetic-validation")
+        return replace(found, settings=found.settings._replace(beta0=2.0))
+
+    monkeypatch.setattr(models, "tune", tune)
+    asked = ("--category", "brick", "--detector", "padim")
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert experiment("fig9", one, *asked) == 0
+    assert seen == [None]  # once for both variants
+    assert experiment("table1", two, *asked) == 0
+    (two / "parts" / "brick-padim-all-full" / "001.json").unlink()
+    assert experiment("fig9", two, *asked) == 0
+    assert len(seen) == 2
+    for kind in ("parts", "models"):
+        assert files(one / kind) == files(two / kind)
+    content = json.loads((one / "fig9.json").read_text("utf-8"))
+    assert content["protocol"]["tuning"] == "synthetic"
+    for run in content["runs"]:
+        assert (run["tuned_on"], run["settings"]["beta0"], run["settings"]["components"]) == (
+            "synthetic-validation",
+            2,
+            4,
+        )
+    assert experiment("table1", one, *asked, "--oracle") == 2
+    assert experiment("table1", tmp_path / "three", *asked, "--oracle") == 0
+    np.testing.assert_array_equal(seen[-1][1], sets.read_category(one / "sets" / "brick").masks)
+
+
+@pytest.mark.parametrize(
+    ("variant", "seed", "tuning"), [("full", 3, "oracle"), ("seed=1", 1, "oracle"), ("tuning=default", 3, "default")]
+)
+def test_a_variant_may_bring_its_own_seed_or_tuning(variant: str, seed: int, tuning: str) -> None:
+    unit = models.Unit("brick", "padim", 16, variant)
+    assert models.recipe(unit, seed=3, tuning="oracle") == ("brick", "padim", 16, seed, tuning)
+
+
+def test_results_of_several_folders_are_joined(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = (Path(shutil.copytree(whole, tmp_path / "results" / name)) for name in ("a", "b"))
+    assert experiment("fig6", first, *ONE) == 0
+    own = (first / "RESULTS.md").read_text("utf-8")
+    assert re.findall(r"^## (.*)", own, re.MULTILINE) == ["Table I, textures", "Figure 6, textures"]
+    assert "](fig6.png)" in own
+    assert main(["experiment", "results", str(first), str(second), "--out", str(tmp_path)]) == 0
+    page = (tmp_path / "RESULTS.md").read_text("utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", page):
+        assert (tmp_path / target).is_file(), target
+    links = re.findall(r"\]\(#(.+?)\)", page)
+    assert links == re.findall(r'<a id="(.+?)">', page)
+    assert len(set(links)) == 3
+    for name in ("table1", "fig6"):
+        assert f"`f2pad experiment {name} --detector padim --category brick --untuned --out DIR`" in page
+    assert "cores, jax " in page.splitlines()[2]
+    table = (whole / "table1.md").read_text("utf-8").splitlines()
+    assert all(line in page for line in table[1:])
+    (first / "table1.md").unlink()
+    (first / "fig6.md").unlink()
+    assert main(["experiment", "results", str(first), "--out", str(tmp_path)]) == 2
+    assert "holds no finished experiment" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,7 +303,10 @@ def test_a_unit_that_fails_loses_no_other(
         (["table1", "--weights", "file.npz"], "file.npz: the textures need no weights"),
         (["table1", "some", "folders"], "table1: takes no folders"),
         (["table1", "--shard-index", "2", "--shard-count", "2"], "share 2 of 2 does not exist"),
+        (["real"], "real: needs MVTec AD"),
         (["merge"], "merge: no folder was named"),
+        (["results"], "results: no folder was named"),
+        (["results", "nowhere"], "nowhere: holds no experiment"),
         (["merge", "nowhere"], "nowhere: holds no experiment"),
     ],
 )
@@ -214,7 +341,8 @@ def test_categories_of_a_folder_become_cut_paste_sets(tmp_path: Path) -> None:
     Image.fromarray(mask).save(truth / "0_mask.png")
     (root / "notes").mkdir()
     assert sets.find_categories(root) == ["nut"]
-    made = [sets.load_category("nut", tmp_path / k, data=root, images=2, seed=3) for k in ("a", "b")]
+    choices = {"dataset": sets.CUT_PASTE, "data": root, "images": 2, "seed": 3}
+    made = [sets.load_category("nut", tmp_path / k, **choices) for k in ("a", "b")]
     assert made[0].train.shape == (3, SIZE, SIZE, 3)
     assert made[0].masks.any(axis=(1, 2)).all()
     for name in ("train", "images", "masks"):
@@ -228,7 +356,12 @@ def test_variants_change_one_thing_each(whole: Path) -> None:
     model = pipeline.fit(category.train, detector="padim", extractor=tiny_extractor())
     image = category.images[:1]
     region = find_region(model, score_maps(model, image)[0])
-    ((start, _),) = runs.solve_variant(model, "initialisation", image)
+
+    def solve(variant: str) -> variants.Found:
+        (found,) = variants.solve_variant(variants.change(model, variant, category), variant, image)
+        return found
+
+    start = solve("initialisation").result
     difference = np.abs(image[0].astype(float) - start.normal).sum(-1) / 255
     # The recovered picture is rounded to whole numbers, by half a step in each colour.
     assert not start.mask[(difference < 0.2 - 1.5 / 255) | ~region].any()
@@ -236,10 +369,10 @@ def test_variants_change_one_thing_each(whole: Path) -> None:
     assert 0 < start.mask.mean() < region.mean()
     np.testing.assert_array_equal(start.normal[~region], image[0][~region])
     assert start.iterations == 0
-    ((loose, _),) = runs.solve_variant(model, "no-sparsity", image)
+    loose = solve("no-sparsity").result
     assert loose.iterations > 0
     assert not loose.mask[~region].any()
-    ((curve, extra),) = runs.solve_variant(model, "curves", image)
+    curve, _, extra = solve("curves")
     np.testing.assert_array_equal(curve.mask, segment_many(model, image)[0].mask)
     shared, plain = extra["losses"]["shared"], extra["losses"]["plain"]
     assert shared[0] == pytest.approx(plain[0])
@@ -248,13 +381,15 @@ def test_variants_change_one_thing_each(whole: Path) -> None:
     assert 0 < len(shared) <= model.settings.limit
 
 
-def test_every_experiment_draws_and_tabulates(tmp_path: Path, whole: Path) -> None:
+def test_every_experiment_of_the_paper_draws_and_tabulates(tmp_path: Path, whole: Path) -> None:
     out = Path(shutil.copytree(whole, tmp_path / "out"))
-    for name in command.NAMES:
+    for name, made in registry.EXPERIMENTS.items():
+        if not made.printed:
+            continue
         assert experiment(name, out, *ONE) == 0, name
         content = json.loads((out / f"{name}.json").read_text("utf-8"))
         assert content["runs"], name
-        assert (out / f"{name}.md").read_text("utf-8").startswith(f"# {paper.SECTIONS[name]}\n")
+        assert (out / f"{name}.md").read_text("utf-8").startswith(f"# {made.section}\n")
         if name.startswith("fig"):
             with Image.open(out / f"{name}.png") as picture:
                 assert min(picture.size) > 150, name

@@ -195,6 +195,17 @@ def test_other_weights_are_refused(model: Model, tmp_path: Path) -> None:
         load_model(tmp_path / "model")
 
 
+def test_the_precision_returns_and_older_models_have_the_default(model: Model, tmp_path: Path) -> None:
+    save_model(replace(model, extractor=replace(model.extractor, precision="bf16")), tmp_path / "model")
+    assert load_model(tmp_path / "model").extractor.precision == "bf16"
+    known = {"name": model.extractor.name, "sha256": model.extractor.digest}
+    _edit(tmp_path / "model", {"extractor": known})
+    assert load_model(tmp_path / "model").extractor.precision == "parity"
+    _edit(tmp_path / "model", {"extractor": known | {"precision": ["bf16"]}})
+    with pytest.raises(InputError, match="no precision is called"):
+        load_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -58,7 +58,7 @@ def value(extractor: Extractor, case: Case, normal: jax.Array) -> float:
 @pytest.mark.parametrize("method", METHODS[1:3], ids="-".join)
 def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Method) -> None:
     """Order and formulas of the whole iteration: ∇F, sharing, clipping, Adan, γ, sparsity, projection."""
-    rates = RATES._replace(warm_up=0)
+    rates = RATES._replace(warm_up=0, rise=64.0)
     beta = 2.0
     problem = with_beta(padim.problem, beta)
     image = np.asarray(padim.problem.image, float)
@@ -80,9 +80,10 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
         n, previous = 0.99 * n + 0.01 * (gradient + 0.92 * difference) ** 2, gradient
         metric = np.sqrt(n / (1 - 0.99**t)) + 5
         direction = (m / (1 - 0.98**t) + 0.92 * v / (1 - 0.92**t)) / metric
-        size = np.full(image.shape, 0.1)
+        rate = 0.1 * 64 ** ((t - 1) / 40)
+        size = np.full(image.shape, rate)
         if method.step_size == "adaptive":
-            size = 0.1 / np.maximum(np.abs(image - normal), 0.1)
+            size = rate / np.maximum(np.abs(image - normal), 0.1)
         normal = normal - size * direction
         if method.sparsity == "proximal":
             weight = beta / np.mean(metric / size, axis=-1)

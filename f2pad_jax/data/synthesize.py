@@ -214,7 +214,10 @@ def synthesize_category(
 def write_category(
     folder: Path, train: Iterable[np.ndarray], tests: Iterable[tuple[str, str, np.ndarray, np.ndarray]]
 ) -> None:
-    """Writes MVTec AD's layout: the normal pictures, and (defect, stem, picture, mask) of each test one."""
+    """Writes MVTec AD's layout: the normal pictures, and (defect, stem, picture, mask) of each test one.
+
+    Test pictures whose defect is "good" have no mask there.
+    """
     good = folder / "train" / "good"
     good.mkdir(parents=True)
     for index, image in enumerate(train):
@@ -222,9 +225,10 @@ def write_category(
     for defect, stem, image, mask in tests:
         pictures, truths = folder / "test" / defect, folder / "ground_truth" / defect
         pictures.mkdir(parents=True, exist_ok=True)
-        truths.mkdir(parents=True, exist_ok=True)
         write_png(pictures / f"{stem}.png", image)
-        write_png(truths / f"{stem}_mask.png", mask)
+        if defect != "good":
+            truths.mkdir(parents=True, exist_ok=True)
+            write_png(truths / f"{stem}_mask.png", mask)
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

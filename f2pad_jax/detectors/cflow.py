@@ -112,8 +112,7 @@ def _likeliest(params: Params, level: int, m: np.ndarray) -> jax.Array:
     """The highest log-likelihood per channel that any training feature of a map reaches, ()."""
     height, width = m.shape[1:3]
     rows, columns = (jnp.asarray(axis.ravel()) for axis in np.indices((height, width)))
-    decoder = params[f"map{level}"]
-    terms = flow.position_terms(flow.position_tables(decoder["flow"], height, width), rows, columns)
+    terms = flow.position_terms(_tables(params, level, height, width), rows, columns)
     highest = jax.jit(lambda one: jnp.max(_per_channel(params, level, one.reshape(-1, one.shape[-1]), terms)))
     return jnp.max(jnp.stack([highest(one) for one in m]))
 
@@ -128,11 +127,17 @@ def _per_channel(params: Params, level: int, features: jax.Array, terms: jax.Arr
     blocks, channels = decoder["flow"]["scale"].shape
     spec = FlowSpec(channels, blocks, clamp="atan" if "atan" in params else "tanh")
     standard = (features - decoder["mean"]) / decoder["deviation"]
-    return flow.log_prob(decoder["flow"], standard, terms, spec=spec) / channels
+    with jax.default_matmul_precision("highest"):
+        return flow.log_prob(decoder["flow"], standard, terms, spec=spec) / channels
+
+
+def _tables(params: Params, level: int, height: int, width: int) -> flow.Pair:
+    with jax.default_matmul_precision("highest"):
+        return flow.position_tables(params[f"map{level}"]["flow"], height, width)
 
 
 def _grid_terms(params: Params, level: int, height: int, width: int) -> jax.Array:
-    across, down = flow.position_tables(params[f"map{level}"]["flow"], height, width)
+    across, down = _tables(params, level, height, width)
     return (down[:, :, None] + across[:, None]).reshape(len(down), height * width, -1)
 
 
@@ -163,7 +168,8 @@ def score(params: Params, maps: Maps) -> jax.Array:
         m = maps[level]
         found = _grid(params, level, m, _grid_terms(params, level, *m.shape[:2]))
         lost = -jnp.expm1(jnp.minimum(found - decoder["reference"], 0.0))
-        missing = missing + _stretch(m.shape[0], height) @ lost @ _stretch(m.shape[1], width).T
+        with jax.default_matmul_precision("highest"):
+            missing = missing + _stretch(m.shape[0], height) @ lost @ _stretch(m.shape[1], width).T
     return missing
 
 
@@ -205,8 +211,7 @@ def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
       The parameters and terms, one array per map: (B, S, 2d) of the finest, (B, H_k·W_k, 2d) of the others.
     """
     height, width = maps[0].shape[:2]
-    tables = flow.position_tables(params["map0"]["flow"], height, width)
-    terms = {"map0": flow.position_terms(tables, positions // width, positions % width)}
+    terms = {"map0": flow.position_terms(_tables(params, 0, height, width), positions // width, positions % width)}
     for level in range(1, len(_decoders(params))):
         terms[f"map{level}"] = _grid_terms(params, level, *maps[level].shape[:2])
     return {"params": params, "terms": terms}

@@ -8,11 +8,14 @@ covariance is unbiased and regularised.
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
+
+from f2pad_jax.errors import InputError
 
 Params = dict[str, jax.Array]
 Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
@@ -47,34 +50,46 @@ def _rows(maps: tuple[np.ndarray, ...], channels: np.ndarray, row: int) -> np.nd
     return np.concatenate(parts, axis=-1)[..., channels].transpose(1, 0, 2).astype(np.float64)
 
 
-def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, seed: int = 0) -> Params:
+def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, rank: int | None = None, seed: int = 0) -> Params:
     """Means and inverse covariances at every position.
 
     With fewer images than channels the inverse is kept in its exact low-rank form: Σ = V diag(λ) Vᵀ + εI gives
     Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built. Beyond
     `MAX_RANK` + 1 images the smallest eigenvalues count as zero, which never lowers a distance.
 
+    With `rank` only so many eigenvectors are kept at every position, the F2PAD paper's future work; the other
+    eigenvalues count as their mean, as in probabilistic PCA (Tipping and Bishop, 1999).
+
     Args:
       maps: features of the training images, (N, H_k, W_k, C_k) each, finest first; N ≥ 2.
       channels: how many channels to keep; the reference's 100 where there are more than 200, else all.
+      rank: how many eigenvectors to keep; all by default.
       seed: unused, the subset is the reference's; part of the detectors' common signature.
 
     Returns:
-      channels (D,) int32, mean (P, D), scale () and either precision (P, D, D) or basis (P, D, R), gain (P, R),
-      with P = H_1·W_1 positions in row-major order.
+      channels (D,) int32, mean (P, D) and either precision (P, D, D) or basis (P, D, R), gain (P, R) and floor, ε as
+      () or, with `rank`, of each position as (P, 1); P = H_1·W_1 positions in row-major order.
+
+    Raises:
+      InputError: the rank is no positive number.
     """
     del seed
+    if rank is not None and rank < 1:
+        raise InputError(f"a rank of {rank} keeps nothing", mend="give at least 1")
     subset = channel_subset(sum(m.shape[-1] for m in maps), kept=channels)
     count, height, width = maps[0].shape[:3]
     dims = len(subset)
     # One regulariser for all extractors: relative to the mean variance, so linear bottlenecks fit as well.
     variance = np.concatenate([m.astype(np.float64).var(axis=(0, 1, 2)) for m in maps])[subset]
     floor = REGULARISER * float(variance.mean())
-    rank = min(count - 1, MAX_RANK)
-    full = count > dims
+    held = min(count - 1, dims)  # eigenvalues other than zero
+    cut = rank is not None and rank < held
+    full = count > dims and not cut
+    kept = min(held, rank if rank is not None and cut else MAX_RANK)
     mean = np.empty((height * width, dims), np.float32)
-    first = np.empty((height * width, dims, dims if full else rank), np.float32)
-    gain = np.empty((height * width, rank), np.float32)
+    first = np.empty((height * width, dims, dims if full else kept), np.float32)
+    gain = np.empty((height * width, kept), np.float32)
+    floors = np.empty((height * width, 1), np.float32)
     for row in tqdm(range(height), desc="fit padim", leave=False, disable=None):
         here = slice(row * width, (row + 1) * width)
         features = _rows(maps, subset, row)
@@ -84,23 +99,39 @@ def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, seed: int 
             covariance = np.einsum("pnd,pne->pde", delta, delta, optimize=True) / (count - 1)
             first[here] = np.linalg.inv(covariance + floor * np.eye(dims))
         else:
-            # Eigenvectors of the small Gram matrix give those of the covariance.
-            value, vector = np.linalg.eigh(delta @ delta.transpose(0, 2, 1) / (count - 1))
-            value, vector = np.maximum(value[:, -rank:], 1e-12), vector[:, :, -rank:]
-            first[here] = (delta.transpose(0, 2, 1) @ vector) / np.sqrt((count - 1) * value)[:, None, :]
-            gain[here] = value / (value + floor)
+            value, vector = _eigenpairs(delta)
+            rest = value[:, :-kept].sum(axis=1, keepdims=True) / (dims - kept) if cut else 0.0
+            first[here] = vector[:, :, -kept:]
+            gain[here] = (value[:, -kept:] - rest) / (value[:, -kept:] + floor)
+            floors[here] = rest + floor
     params = {"channels": jnp.asarray(subset, jnp.int32), "mean": jnp.asarray(mean)}
     if full:
         return params | {"precision": jnp.asarray(first)}
-    return params | {"basis": jnp.asarray(first), "gain": jnp.asarray(gain), "floor": jnp.float32(floor)}
+    floors = jnp.asarray(floors) if cut else jnp.float32(floor)
+    return params | {"basis": jnp.asarray(first), "gain": jnp.asarray(gain), "floor": floors}
+
+
+def _eigenpairs(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, ascending, and eigenvectors of the covariance of centred (P, N, D): (P, K), (P, D, K)."""
+    _, count, dims = delta.shape
+    turned = delta.transpose(0, 2, 1)
+    if count > dims:
+        return np.linalg.eigh(turned @ delta / (count - 1))
+    # Eigenvectors of the small Gram matrix give those of the covariance; one of its eigenvalues is zero.
+    value, vector = np.linalg.eigh(delta @ turned / (count - 1))
+    value, vector = np.maximum(value[:, 1:], 1e-12), vector[:, :, 1:]
+    return value, turned @ vector / np.sqrt((count - 1) * value)[:, None, :]
+
+
+_product = partial(jnp.einsum, precision="highest")
 
 
 def _whitened(params: Params, delta: jax.Array) -> jax.Array:
     """Λ⁻¹δ at every position, (P, D)."""
     if "precision" in params:
-        return jnp.einsum("pde,pe->pd", params["precision"], delta)
-    inside = params["gain"] * jnp.einsum("pdr,pd->pr", params["basis"], delta)
-    return (delta - jnp.einsum("pdr,pr->pd", params["basis"], inside)) / params["floor"]
+        return _product("pde,pe->pd", params["precision"], delta)
+    inside = params["gain"] * _product("pdr,pd->pr", params["basis"], delta)
+    return (delta - _product("pdr,pr->pd", params["basis"], inside)) / params["floor"]
 
 
 @jax.custom_vjp
@@ -138,8 +169,7 @@ def score(params: Params, maps: Maps) -> jax.Array:
 def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
     """The statistics of some positions only, for the solver; `positions` is (S,) int32 in row-major order."""
     del maps
-    shared = {k: params[k] for k in ("channels", "floor") if k in params}
-    return shared | {k: v[positions] for k, v in params.items() if k not in shared}
+    return {k: v[positions] if v.ndim > 1 else v for k, v in params.items()}
 
 
 def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:

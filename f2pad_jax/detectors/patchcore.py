@@ -85,7 +85,8 @@ def fit(maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, 
     narrow = min(PROJECTED, patches.shape[1])
     projection = jax.random.normal(key_projection, (patches.shape[1], narrow)) / np.sqrt(narrow)
     first = jax.random.randint(key_first, (), 0, len(patches))
-    bank = patches[greedy_coreset(patches @ projection, size, first)]
+    narrowed = jnp.matmul(patches, projection, precision="highest")
+    bank = patches[greedy_coreset(narrowed, size, first)]
     return {"scale": scale, "bank": bank, "norm": jnp.sum(jnp.square(bank), axis=-1)}
 
 
@@ -103,6 +104,11 @@ def score(params: Params, maps: Maps) -> jax.Array:
     return nearest.reshape(features.shape[:2])
 
 
+def _embedded(maps: Maps, scale: jax.Array, positions: jax.Array) -> jax.Array:
+    features = embed(maps, scale)
+    return features.reshape(-1, features.shape[-1])[positions]
+
+
 def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
     """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
 
@@ -114,8 +120,7 @@ def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
     Returns:
       scale (D,), candidates (S, M, D), norm (S, M).
     """
-    features = embed(maps, params["scale"])
-    features = features.reshape(-1, features.shape[-1])[positions]
+    features = _embedded(maps, params["scale"], positions)
     _, nearest = jax.lax.top_k(-_squared_to_bank(params, features), min(CANDIDATES, len(params["bank"])))
     return {
         "scale": params["scale"],
@@ -129,10 +134,27 @@ def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
 
     The nearest candidate is found by products; only its difference is formed, so the gradient is exact and cheap.
     """
-    features = embed(maps, local["scale"])
-    features = features.reshape(-1, features.shape[-1])[positions]
+    features = _embedded(maps, local["scale"], positions)
     fixed = jax.lax.stop_gradient(features)
-    products = jnp.einsum("smd,sd->sm", local["candidates"], fixed)
+    products = jnp.einsum("smd,sd->sm", local["candidates"], fixed, precision="highest")
     nearest = jnp.argmin(local["norm"] - 2 * products, axis=-1)
     chosen = jnp.take_along_axis(local["candidates"], nearest[:, None, None], axis=1)[:, 0]
     return jnp.sum(jnp.square(features - chosen), axis=-1)
+
+
+@jax.jit
+def stale(params: Params, local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
+    """Where the nearest feature of the whole bank is none of the candidates, so that Eq. (4) is above `score`.
+
+    Args:
+      params: of `fit`.
+      local: of `localize`, whose candidates may be those of another picture.
+      maps: features of the picture that is asked about, such as the n that a solve has reached.
+      positions: as for `localize`.
+
+    Returns:
+      (S,) bool.
+    """
+    features = _embedded(maps, params["scale"], positions)
+    nearest = params["bank"][jnp.argmin(_squared_to_bank(params, features), axis=-1)]
+    return ~jnp.any(jnp.all(local["candidates"] == nearest[:, None], axis=-1), axis=-1)

@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from f2pad_jax import __version__, report
-from f2pad_jax.detectors import get_detector
-from f2pad_jax.detectors.cflow import FEW_SHOTS
-from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import metrics_file
-from f2pad_jax.experiments import paper, sets
-from f2pad_jax.experiments.figures import DRAWN, failure_table
-from f2pad_jax.experiments.runs import ABLATIONS, CURVES, FULL, Task, Unit, missing, run_units
-from f2pad_jax.experiments.tables import MADE, Done, read_done
-from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pretrained import load_extractor
+import jax
+from tqdm import tqdm
 
-DETECTORS = ("patchcore", "cflow", "padim")  # in the paper's order
-VARIANTS: dict[str, tuple[str, ...]] = {  # that an experiment needs beside the full method
-    "table3": tuple(ABLATIONS),
-    "fig8": ("initialisation", "no-pixel-prior", "no-sparsity"),
-    "fig9": ("no-pixel-prior",),
-}
-NAMES = tuple(paper.SECTIONS)
-TABLES = MADE | {"fig11": failure_table}
+from f2pad_jax.detectors import get_detector
+from f2pad_jax.errors import InputError
+from f2pad_jax.experiments import sets
+from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit, by_model
+from f2pad_jax.experiments.paper import DETECTORS
+from f2pad_jax.experiments.registry import EXPERIMENTS
+from f2pad_jax.experiments.results import read_plan, render, write_results
+from f2pad_jax.experiments.runs import Failed, Solved, Task, missing, run_units
+from f2pad_jax.experiments.workers import Tell, Work, share_out
+from f2pad_jax.extractor import Extractor
+from f2pad_jax.output import make_folder, write_json
+from f2pad_jax.pretrained import load_extractor
 
 
 class Request(NamedTuple):
@@ -43,8 +38,9 @@ class Request(NamedTuple):
       detectors: only these; empty for all.
       categories: only these; empty for all.
       seed: of all random choices.
-      oracle: whether settings are chosen on the test set, as in the paper.
-      shard: index and count: the share of the units to do.
+      tuning: how settings are chosen, see `models.Recipe`.
+      shard: index and count: the share of the work to do.
+      jobs: processes that share the work on this machine.
     """
 
     name: str
@@ -55,15 +51,18 @@ class Request(NamedTuple):
     detectors: Sequence[str] = ()
     categories: Sequence[str] = ()
     seed: int = 0
-    oracle: bool = False
+    tuning: str = SYNTHETIC
     shard: tuple[int, int] = (0, 1)
+    jobs: int = 1
 
 
 def experiment(request: Request, *, on_failure: Callable[[str], None], say: Callable[[str], None]) -> bool:
-    """Does what is missing, and writes NAME.json, NAME.md and for figures NAME.png, unless a share only was asked for.
+    """Does what is missing, and writes NAME.json, NAME.md, for figures NAME.png, and RESULTS.md of the whole folder.
+
+    Of a share only the parts are written.
 
     Returns:
-      Whether everything went well; each unit that failed was one call of `on_failure`.
+      Whether everything went well; each unit that failed in whole or in part was one call of `on_failure`.
 
     Raises:
       InputError: the request cannot be met, or nothing of it could.
@@ -74,28 +73,20 @@ def experiment(request: Request, *, on_failure: Callable[[str], None], say: Call
     plan = _plan(request)
     out = make_folder(request.out)
     kept = _keep_plan(plan, request.name, out)
-    folder = make_folder(out / "sets")
-
-    @cache
-    def category(name: str) -> sets.Category:
-        return sets.load_category(name, folder, data=request.data, images=plan["images"], seed=plan["seed"])
-
-    share = list_units(request.name, kept)[index::count]
-    left = [unit for unit in share if missing(unit, out, plan["images"])]
-    asked = {unit.detector: sets.extractor_name(unit.detector, plan["dataset"]) for unit in left}
-    networks = {name: load_extractor(name, weights=_weights(name, request)) for name in set(asked.values())}
-    extractors = {detector: networks[name] for detector, name in asked.items()}
-    task = Task(plan["dataset"], plan["images"], plan["seed"], plan["oracle"], category, extractors)
-    failed = run_units(left, out, task, on_failure=on_failure)
+    category = _categories(request, kept)
+    units = list_units(request.name, kept)
+    share = by_model(units, seed=plan["seed"], tuning=plan["tuning"])[index::count]
+    failed = _solve(share, request, kept, category, on_failure)
     if count > 1:
-        say(f"{out}: {len(share) - len(failed)} units done; join the shares with `f2pad experiment merge`")
+        done = sum(len(units) for units in share) - len(failed)
+        say(f"{out}: {done} units done; join the shares with `f2pad experiment merge`")
         return not failed
 
-    def fail(unit: Unit, problem: str) -> None:
+    def fail(unit: Unit | None, problem: str) -> None:
         if unit not in failed:  # those have had their line
             on_failure(problem)
 
-    return _render(request.name, kept, out, category, fail, say)
+    return _render([request.name], kept, out, category, fail, say)
 
 
 def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None], say: Callable[[str], None]) -> bool:
@@ -107,7 +98,7 @@ def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None]
     Raises:
       InputError: a folder holds no experiment, or they do not belong together.
     """
-    plans = [_read_plan(path) for path in parts]
+    plans = [read_plan(path) for path in parts]
     for path, plan in zip(parts, plans, strict=True):
         if plan != plans[0]:
             raise InputError("holds another experiment than the first folder", where=path, mend="merge one at a time")
@@ -116,34 +107,120 @@ def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None]
         _keep_plan(_common(plans[0]) | plans[0]["experiments"][name], name, out)
     for path in parts:
         if path.resolve() != out.resolve():
-            for kind in ("sets", "parts"):
+            for kind in ("sets", "models", "parts"):
                 _copy_missing(path / kind, out / kind)
     category = cache(lambda name: sets.read_category(out / "sets" / name))
-    plan = _read_plan(out)
 
-    def fail(_: Unit, problem: str) -> None:
+    def fail(_: Unit | None, problem: str) -> None:
         on_failure(problem)
 
-    return all([_render(name, plan, out, category, fail, say) for name in plans[0]["experiments"]])
+    return _render(list(plans[0]["experiments"]), read_plan(out), out, category, fail, say)
+
+
+def join_results(folders: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> None:
+    """Writes RESULTS.md about several results folders, with links into them.
+
+    Raises:
+      InputError: a folder holds no experiment, or none that is finished.
+    """
+    say(str(write_results(folders, out)))
 
 
 def list_units(name: str, plan: dict[str, Any]) -> list[Unit]:
     """The units of an experiment, sorted by name."""
-    selection = plan["experiments"][name]
-    variants = (FULL, *VARIANTS.get(name, ())) if name != "fig10" else (CURVES,)
-    shots = FEW_SHOTS if name == "table2" else None
+    selection, made = plan["experiments"][name], EXPERIMENTS[name]
     units = [
-        Unit(category, detector, shots, variant)
+        Unit(category, detector, made.shots, variant)
         for category in selection["categories"]
         for detector in selection["detectors"]
-        for variant in variants
+        for variant in made.variants
     ]
     return sorted(units, key=lambda unit: unit.name)
 
 
+def _solve(
+    groups: Sequence[list[Unit]],
+    request: Request,
+    plan: dict[str, Any],
+    category: Callable[[str], sets.Category],
+    on_failure: Callable[[str], None],
+) -> set[Unit]:
+    """Computes what is missing, here or in processes; the units that failed."""
+
+    def left(unit: Unit) -> int:
+        try:
+            return len(missing(unit, request.out, category(unit.category)))
+        except InputError:  # of the category; `run_units` tells
+            return 1
+
+    counts = {unit: left(unit) for units in groups for unit in units}
+    groups = [units for units in groups if any(counts[unit] for unit in units)]
+    networks = _networks([unit.detector for units in groups for unit in units], request, plan)
+    failed: set[Unit] = set()
+    with tqdm(total=sum(counts.values()), desc=request.name, unit="image", leave=False, disable=None) as bar:
+
+        def tell(message: Solved | Failed) -> None:
+            if isinstance(message, Failed):
+                failed.add(message.unit)
+                on_failure(message.problem)
+            else:
+                bar.set_postfix_str(message.unit.name, refresh=False)
+                bar.update()
+
+        def lose(units: list[Unit]) -> None:
+            for unit in units:
+                if left(unit) and unit not in failed:
+                    tell(Failed(unit, f"{unit.name}: the process that worked on it ended"))
+
+        if request.jobs == 1:
+            for units in groups:
+                run_units(units, request.out, _task(plan, category, networks), tell=tell)
+        else:
+            begin = partial(begin_worker, request, plan)
+            share_out(groups, begin, jobs=request.jobs, tell=tell, on_loss=lose)
+    return failed
+
+
+def begin_worker(request: Request, plan: dict[str, Any]) -> Work:
+    """What one of `request.jobs` processes does with each group of units."""
+    # On a CPU pictures are solved side by side, one on each core of this process.
+    jax.config.update("jax_num_cpu_devices", max(1, (os.cpu_count() or 1) // request.jobs))
+    detectors = {name for one in plan["experiments"].values() for name in one["detectors"]}
+    task = _task(plan, _categories(request, plan), _networks(detectors, request, plan))
+
+    def work(units: list[Unit], tell: Tell) -> None:
+        run_units(units, request.out, task, tell=tell)
+
+    return work
+
+
+def _task(plan: dict[str, Any], category: Callable[[str], sets.Category], networks: dict[str, Any]) -> Task:
+    return Task(plan["dataset"], plan["seed"], plan["tuning"], category, networks)
+
+
+def _categories(request: Request, plan: dict[str, Any]) -> Callable[[str], sets.Category]:
+    folder = make_folder(request.out / "sets")
+    facts = {name: plan[name] for name in ("dataset", "images", "seed")}
+    return cache(lambda name: sets.load_category(name, folder, data=request.data, **facts))
+
+
+def _networks(detectors: Iterable[str], request: Request, plan: dict[str, Any]) -> dict[str, Extractor]:
+    """The network of each detector."""
+    names = {detector: sets.extractor_name(detector, plan["dataset"]) for detector in detectors}
+    loaded = {
+        name: load_extractor(name, weights=request.weights if name == "resnet18" else None)
+        for name in sorted(set(names.values()))
+    }
+    return {detector: loaded[name] for detector, name in names.items()}
+
+
 def _plan(request: Request) -> dict[str, Any]:
-    if request.name not in NAMES:
-        raise InputError("no such experiment", where=request.name, mend=f"choose from {', '.join(NAMES)}, or merge")
+    if request.name not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise InputError("no such experiment", where=request.name, mend=f"choose from {known}, merge or results")
+    real = EXPERIMENTS[request.name].real
+    if request.data is None and real:
+        raise InputError("needs MVTec AD", where=request.name, mend="name its folder with --data")
     if request.data is None and request.weights is not None:
         raise InputError(
             "the textures need no weights", where=request.weights, mend="leave --weights out, or add --data"
@@ -155,11 +232,11 @@ def _plan(request: Request) -> dict[str, Any]:
     detectors = {get_detector(name).name for name in request.detectors or DETECTORS}
     default = sets.TEXTURE_IMAGES if request.data is None else sets.PART_IMAGES
     return {
-        "dataset": sets.EMBEDDED if request.data is None else sets.CUT_PASTE,
+        "dataset": sets.EMBEDDED if request.data is None else sets.REAL if real else sets.CUT_PASTE,
         "images": request.images or default,
         "size": sets.SIZE,
         "seed": request.seed,
-        "oracle": request.oracle,
+        "tuning": request.tuning,
         "categories": sorted(request.categories or found),
         "detectors": [name for name in DETECTORS if name in detectors],
         "command": _command(request),
@@ -177,7 +254,7 @@ def _command(request: Request) -> str:
     words += [f"--detector {name}" for name in request.detectors]
     words += [f"--category {name}" for name in request.categories]
     words += [f"--seed {request.seed}"] if request.seed else []
-    words += ["--oracle"] if request.oracle else []
+    words += {SYNTHETIC: [], ORACLE: ["--oracle"], DEFAULT: ["--untuned"]}[request.tuning]
     return " ".join([*words, "--out DIR"])
 
 
@@ -192,7 +269,7 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     """Adds an experiment to the plan of a results folder, and returns that."""
     whole = _common(plan) | {"experiments": {}}
     if (out / "plan.json").is_file():
-        whole = _read_plan(out)
+        whole = read_plan(out)
         if _common(whole) != _common(plan):
             different = [key for key, value in _common(plan).items() if whole.get(key) != value]
             raise InputError(
@@ -201,17 +278,6 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     whole["experiments"] = dict(sorted((whole["experiments"] | {name: {key: plan[key] for key in _OWN}}).items()))
     write_json(out / "plan.json", whole)
     return whole
-
-
-def _read_plan(folder: Path) -> dict[str, Any]:
-    try:
-        return json.loads((folder / "plan.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("holds no experiment", where=folder, mend="name the --out folders of earlier runs") from error
-
-
-def _weights(extractor: str, request: Request) -> Path | None:
-    return request.weights if extractor == "resnet18" else None
 
 
 def _copy_missing(source: Path, target: Path) -> None:
@@ -223,75 +289,27 @@ def _copy_missing(source: Path, target: Path) -> None:
 
 
 def _render(
-    name: str,
+    names: Sequence[str],
     plan: dict[str, Any],
     out: Path,
     category: Callable[[str], sets.Category],
-    on_failure: Callable[[Unit, str], None],
+    on_failure: Callable[[Unit | None, str], None],
     say: Callable[[str], None],
 ) -> bool:
-    """Writes an experiment's files from the parts alone; whether all its units are there."""
-    selection = plan["experiments"][name]
-    units = list_units(name, plan)
-    order = {detector: place for place, detector in enumerate(DETECTORS)}
-    units.sort(key=lambda unit: (order[unit.detector], unit.category))
-    done: list[Done] = []
-    absent = []
-    for unit in units:
+    """Writes the files of experiments and RESULTS.md; whether all their units are there."""
+    whole, problems = True, []
+    for name in names:
         try:
-            done.append(read_done(unit, out, category(unit.category)))
-        except InputError as error:
-            on_failure(unit, str(error))
-            absent.append(unit.name)
-    if not any(one.unit.variant in (FULL, CURVES) for one in done):
-        raise InputError("no unit is complete", where=f"{out}: {name}", mend="see the lines above, and run it again")
-    facts = _common(plan) | {
-        "command": selection["command"],
-        "f2pad_jax": __version__,
-        "tuned_on": sorted({one.run["tuned_on"] for one in done}),
-        "machines": sorted({f"{one.run['device']}, jax {one.run['jax']}" for one in done}),
-        "time": _time(done),
-        "absent": absent,
-    }
-    content = metrics_file([one.run for one in done]) | {
-        "experiment": name,
-        "paper": {"source": f"{paper.SOURCE}, {paper.SECTIONS[name]}", "numbers": paper.numbers(name)},
-        "protocol": facts,
-    }
-    write_json(out / f"{name}.json", content)
-    write_bytes(out / f"{name}.md", "\n".join(_page(name, done, facts)).encode())
-    written = [f"{name}.json", f"{name}.md"]
-    if name in DRAWN:
-        write_bytes(out / f"{name}.png", report.png(DRAWN[name](done, out)))
-        written.append(f"{name}.png")
-    for file in written:
-        say(str(out / file))
-    return not absent
-
-
-def _time(done: Sequence[Done]) -> float:
-    """Seconds of all fits and solves; a fit serves all variants of its unit."""
-    fits: dict[tuple, float] = {}
-    for one in done:
-        key = one.unit[:3]
-        fits[key] = max(fits.get(key, 0.0), one.run["fit_seconds"])
-    return round(sum(fits.values()) + sum(part.record["seconds"] for one in done for part in one.parts), 1)
-
-
-def _page(name: str, done: Sequence[Done], facts: dict[str, Any]) -> Iterator[str]:
-    yield f"# {paper.SECTIONS[name]}\n"
-    yield f"`{facts['command']}`\n"
-    if name in DRAWN:
-        yield f"![{paper.SECTIONS[name]}]({name}.png)\n"
-    if name in TABLES:
-        yield TABLES[name](name, done)
-    networks = sorted({f"{one.unit.detector} on {one.run['extractor']}" for one in done})
-    train = sorted({one.run["train_images"] for one in done})
-    yield (
-        f"{facts['dataset']}, {facts['images']} test pictures a category of {facts['size']} × {facts['size']}, "
-        f"{' or '.join(map(str, train))} for training, seed {facts['seed']}, settings: {', '.join(facts['tuned_on'])}; "
-        f"{', '.join(networks)}; f2pad-jax {facts['f2pad_jax']}, {'; '.join(facts['machines'])}; "
-        f"{facts['time']:.0f} s for fits and solves.\n"
-    )
-    if facts["absent"]:
-        yield f"Not complete, and left out: {', '.join(facts['absent'])}.\n"
+            files, complete = render(name, plan, list_units(name, plan), out, category, on_failure)
+        except InputError as error:  # another experiment may have more to show
+            problems.append(error)
+        else:
+            whole = whole and complete
+            for file in files:
+                say(str(file))
+    if len(problems) == len(names):
+        raise problems[0]
+    for problem in problems:
+        on_failure(None, str(problem))
+    say(str(write_results([out], out)))
+    return whole and not problems

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,12 +12,13 @@ from scipy import ndimage
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments.pictures import WIDTH, Tile, draw_grid, new_figure
-from f2pad_jax.experiments.runs import CURVES, FULL, plain_mask
+from f2pad_jax.experiments.runs import plain_mask
 from f2pad_jax.experiments.tables import EDGES, GROUPS, Done, by_size, curves, markdown, only
-from f2pad_jax.report import BACKBONE, REFINED, Row, draw
+from f2pad_jax.experiments.variants import CURVES, FULL
+from f2pad_jax.report import BACKBONE, REFINED
 
 TITLES = {"patchcore": "PatchCore", "cflow": "CFLOW-AD", "padim": "PaDiM"}
-MOST = 10  # rows of a page
+MOST, WORST = 10, 3  # rows of a page, and failures of each kind
 COVERED, FOUND = 0.95, 0.9  # shares of the truth in the region, and of that in the mask, below which a picture failed
 _VARIANTS = {"full": "F2PAD", "initialisation": "initial.", "no-pixel-prior": "no prior", "no-sparsity": "no sparsity"}
 
@@ -74,7 +75,8 @@ def _masked(one: Done, index: int, mask: np.ndarray, colour: str, who: str, name
     return Tile(one.category.images[index], mask, colour, one.category.masks[index], caption)
 
 
-def _truth(one: Done, index: int, caption: str = "") -> Tile:
+def _truth(one: Done, index: int, caption: str = "IoU / DICE →") -> Tile:
+    """The truth; its caption tells what the numbers below the masks are."""
     return Tile(one.category.images[index], one.category.masks[index], "white", caption=caption)
 
 
@@ -88,7 +90,7 @@ def example(done: Sequence[Done], _: Path) -> Figure:
     rows = [
         [Tile(first.category.images[index], caption=f"test image, {first.unit.category}")]
         + [_backbone(one, index, title=True) for one in group],
-        [_truth(first, index, "truth")] + [_refined(one, index, title=True) for one in group],
+        [_truth(first, index, "truth; IoU / DICE →")] + [_refined(one, index, title=True) for one in group],
     ]
     return draw_grid(rows, columns=[""] * len(rows[0]), labels=["", ""])
 
@@ -187,7 +189,9 @@ def enlarged(done: Sequence[Done], _: Path) -> Figure:
             tiles += [Tile(picture, box=(top, left, side)), Tile(picture[window])]
         rows.append(tiles)
         labels.append(name)
-    return draw_grid(rows, columns=["input", "F2PAD", "enlarged", "without pixel prior", "enlarged"], labels=labels)
+    return draw_grid(
+        rows, columns=["input", "n, F2PAD", "enlarged", "n, without pixel prior", "enlarged"], labels=labels
+    )
 
 
 def loss_curves(done: Sequence[Done], out: Path) -> Figure:
@@ -202,7 +206,7 @@ def loss_curves(done: Sequence[Done], out: Path) -> Figure:
         raise InputError("no picture had anything to solve, so there is nothing to draw")
     place, index = max(ends, key=lambda key: ends[key])
     chosen = traced[place]
-    truth, plain = chosen.category.masks[index], plain_mask(chosen.unit, out, index)
+    truth, plain = chosen.category.masks[index], plain_mask(chosen.unit, out, chosen.parts[index].index)
     figure = new_figure(WIDTH, 3.0)
     shown = (
         ("input", chosen.category.images[index], None),
@@ -258,24 +262,28 @@ def find_failures(done: Sequence[Done]) -> tuple[list[Failure], list[Failure]]:
 def failures(done: Sequence[Done], _: Path) -> Figure:
     """Figure 11: the worst of both kinds; the worst masks of all where nothing failed."""
     missed, alike = find_failures(done)
-    shown = [(f"region misses {100 * (1 - f.covered):.0f} %", f) for f in missed[: MOST // 2]]
-    shown += [(f"{100 * (1 - f.found):.0f} % look normal", f) for f in alike[: MOST // 2]]
+    shown = [("outside the region", f"{100 * (1 - f.covered):.0f} % outside", f) for f in missed[:WORST]]
+    shown += [("looks normal", f"{100 * (1 - f.found):.0f} % not marked", f) for f in alike[:WORST]]
     if not shown:
-        worst = sorted(
-            (Failure(one, index, 1.0, 1.0) for one in only(done) for index in range(len(one.parts))),
-            key=lambda f: float(f.one.scores["f2pad_iou"][f.index]),
-        )
-        shown = [(f"{f.one.unit.category} · {f.one.unit.detector}", f) for f in worst[:3]]
-    rows = []
-    for label, failure in shown:
+        every = [Failure(one, index, 1.0, 1.0) for one in only(done) for index in range(len(one.parts))]
+        worst = sorted(every, key=lambda f: float(f.one.scores["f2pad_iou"][f.index]))
+        shown = [("lowest IoU", "", f) for f in worst[:WORST]]
+    rows, labels = [], []
+    for label, note, failure in shown:
         one, index = failure.one, failure.index
-        result = one.parts[index].result
-        best = one.run["backbone_oracle"]["threshold"]
+        labels.append(label)
+        name = f"{one.unit.category} · {TITLES[one.unit.detector]}"
         rows.append(
-            Row(label, one.category.images[index], result.score_map, best, result.score_map > best, result.mask,
-                result.normal, one.category.masks[index])
-        )  # fmt: skip
-    return draw(rows)
+            [
+                Tile(one.category.images[index], caption=name),
+                _truth(one, index, note),
+                _backbone(one, index),
+                _refined(one, index),
+                Tile(one.parts[index].result.normal, truth=one.category.masks[index]),
+            ]
+        )
+    columns = ["input", "truth", "backbone, IoU / DICE", "F2PAD, IoU / DICE", "recovered n"]
+    return draw_grid(rows, columns=columns, labels=labels)
 
 
 def failure_table(name: str, done: Sequence[Done]) -> str:
@@ -293,14 +301,3 @@ def failure_table(name: str, done: Sequence[Done]) -> str:
     ]  # fmt: skip
     head = ["category", "detector", "picture", "covered, %", "of that found, %", "F2PAD IoU"]
     return markdown(["failure", "pictures"], rows) + ("\n" + markdown(head, listed) if listed else "")
-
-
-DRAWN: dict[str, Callable[[Sequence[Done], Path], Figure]] = {
-    "fig1": example,
-    "fig6": results,
-    "fig7": size_boxes,
-    "fig8": ablations,
-    "fig9": enlarged,
-    "fig10": loss_curves,
-    "fig11": failures,
-}

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from f2pad_jax.report import DPI
 
-WIDTH = 7.4  # inches, the text width of a page
+WIDTH, HEIGHT = 7.4, 9.8  # inches, the text of a page
 _GAP, _LABEL, _HEAD, _LINE = 0.05, 0.22, 0.2, 0.14  # inches
 
 
@@ -53,8 +53,8 @@ def draw_grid(rows: Sequence[Sequence[Tile | None]], *, columns: Sequence[str], 
     """
     left, head = (_LABEL if any(labels) else 0.0), (_HEAD if any(columns) else 0.0)
     count = len(rows[0])
-    side = min(1.6, (WIDTH - left) / count - _GAP)
     below = _LINE if any(tile and tile.caption for row in rows for tile in row) else 0.0
+    side = min(1.6, (WIDTH - left) / count - _GAP, (HEIGHT - head) / len(rows) - below - _GAP)
     width = left + count * (side + _GAP)
     height = head + len(rows) * (side + below + _GAP)
     figure = new_figure(width, height)
@@ -91,8 +91,8 @@ def draw_grid(rows: Sequence[Sequence[Tile | None]], *, columns: Sequence[str], 
 def _painted(tile: Tile) -> np.ndarray:
     if tile.mask is None:
         return tile.picture
-    grey = np.repeat(tile.picture.mean(axis=-1, keepdims=True) * 0.6 + 80, 3, axis=-1)
     colour = 255 * np.array(to_rgb(tile.colour))
     if tile.colour == "white":  # the truth, on black
-        grey = np.zeros_like(grey)
+        return np.where(tile.mask[..., None], colour, 0).astype(np.uint8)
+    grey = np.repeat(tile.picture.mean(axis=-1, keepdims=True) * 0.6 + 80, 3, axis=-1)
     return np.where(tile.mask[..., None], 0.75 * colour + 0.25 * grey, grey).astype(np.uint8)

@@ -1,63 +1,41 @@
 """Units of work: one category, detector, number of training pictures and variant, kept picture by picture.
 
-A results folder holds `plan.json` (what its parts have in common), `sets/<category>` (the pictures) and
-`parts/<unit>/`: `unit.json` about the model, and for each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png`
-and, for variants that are no ablation, `NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is
-written last. Times are measured per picture and belong to its part: whatever is made of the parts is a function of
-them alone, so that it has the same bytes in one go, after interruptions, or merged from several machines.
+A results folder holds `plan.json` (what its parts have in common), `sets/<category>` (the pictures), `models/` (what
+tuning chose, so that a run that goes on need not tune again) and `parts/<unit>/`: `unit.json` about the model, and for
+each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png` and, where the backbone is not that of the full method,
+`NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is written last; `NNN_failed.json` tells why one
+is not. Times are measured per picture and belong to its part: whatever is made of the parts is a function of them
+alone, so that it has the same bytes in one go, after interruptions, or merged from several machines.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from tqdm import tqdm
 
-from f2pad_jax.data.images import denormalize, normalize, read_image, read_mask, write_png
-from f2pad_jax.detectors.cflow import maps_of_shots
+from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import describe
-from f2pad_jax.experiments.curves import trace
+from f2pad_jax.experiments.models import Unit, make_model, recipe
 from f2pad_jax.experiments.sets import Category
+from f2pad_jax.experiments.variants import CURVES, FULL, Found, change, shares_scores, solve_variant
 from f2pad_jax.extractor import Extractor
-from f2pad_jax.fitting import Model, draw_shots, fit, score_maps
+from f2pad_jax.fitting import Model
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pipeline import Segmentation, begin, clean, find_region, find_solutions, masking, segment_many
-from f2pad_jax.tuning import tune
+from f2pad_jax.pipeline import Segmentation
 
 CHUNK = 8  # pictures that are solved together; an interruption loses no more
 FEW = 3  # pictures of the variant "curves"
-DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
-
-ABLATIONS: dict[str, dict[str, float]] = {
-    "initialisation": {},
-    "no-pixel-prior": {"alpha1": 0.0},
-    "no-sparsity": {"beta0": 0.0},
-    "no-sharing": {"sharing_radius": 0},
-}
-FULL, CURVES = "full", "curves"
-
-
-class Unit(NamedTuple):
-    """One piece of work; `shots` is None for all training pictures."""
-
-    category: str
-    detector: str
-    shots: int | None
-    variant: str
-
-    @property
-    def name(self) -> str:
-        """Unique, and the order in which units are shared out."""
-        return "-".join([self.category, self.detector, str(self.shots or "all"), self.variant])
+OWN = ("threshold", "fit_seconds", "tune_seconds", "machine")  # of unit.json, beside what `describe` says
 
 
 class Part(NamedTuple):
@@ -66,122 +44,96 @@ class Part(NamedTuple):
     Attributes:
       result: the segmentation.
       record: the rest: "image", "covered" (share of the truth inside the region) and, of "curves", "losses".
+      index: number of the picture in its category.
     """
 
     result: Segmentation
     record: dict[str, Any]
+    index: int
 
 
 class Task(NamedTuple):
     """What `run_units` needs to know of the plan."""
 
     dataset: str
-    images: int
     seed: int
-    oracle: bool
+    tuning: str
     category: Callable[[str], Category]
     extractors: Mapping[str, Extractor]  # by detector
 
 
-def by_difference(model: Model, images: np.ndarray, *, solve: bool) -> list[Segmentation]:
-    """Masks by the difference of x and n within the region, with n from the fill alone or solved without sparsity.
+class Solved(NamedTuple):
+    """One more picture is done."""
+
+    unit: Unit
+
+
+class Failed(NamedTuple):
+    """A unit, or some of its pictures, could not be done; `problem` is one line."""
+
+    unit: Unit
+    problem: str
+
+
+def run_units(units: Sequence[Unit], out: Path, task: Task, *, tell: Callable[[Solved | Failed], None]) -> None:
+    """Computes what is missing of units that share a model. Whatever fails, the others go on.
 
     Args:
-      model: as fitted; for a solve without sparsity its β0 is zero.
-      images: uint8 RGB (N, S, S, 3).
-      solve: whether to solve; else n is the fill n⁽⁰⁾.
-    """
-    began = time.perf_counter()
-    maps, x = score_maps(model, images), normalize(images)
-    regions = [find_region(model, scores) for scores in maps]
-    suspect = [k for k, region in enumerate(regions) if region.any()]
-    starts = {k: begin(model, x[k], regions[k]) for k in suspect}
-    recovered, iterations = {k: start.anchor for k, start in starts.items()}, [0] * len(images)
-    if solve:
-        for place, solution in find_solutions([masking(model, x[k], regions[k], starts[k]) for k in suspect]):
-            k = suspect[place]
-            recovered[k], iterations[k] = np.asarray(solution.normal), int(solution.iterations)
-    found = []
-    for k, image in enumerate(images):
-        normal = np.where(regions[k][..., None], denormalize(recovered[k]), image) if k in recovered else image
-        anomaly = (image.astype(np.float32) - normal) / 255
-        mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
-        mask = clean(mask, kind=model.settings.cleaning) if solve else mask
-        status = "difference" if k in recovered else "normal"
-        found.append(
-            Segmentation(mask, normal, anomaly, maps[k] > model.threshold, maps[k], iterations[k], status, 0.0)
-        )
-    seconds = (time.perf_counter() - began) / len(images)
-    return [result._replace(seconds=seconds) for result in found]
-
-
-def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[tuple[Segmentation, dict[str, Any]]]:
-    """Segments pictures one way: the results, and what else there is to keep (arrays are written as masks)."""
-    if variant == CURVES:
-        for curves in trace(model, images):
-            yield curves.result, {"losses": curves.losses, "plain": curves.plain}
-        return
-    changed = replace(model, settings=model.settings._replace(**ABLATIONS.get(variant, {})))
-    if variant in ("initialisation", "no-sparsity"):
-        results = by_difference(changed, images, solve=variant == "no-sparsity")
-    else:
-        results = segment_many(changed, images)
-    yield from ((result, {}) for result in results)
-
-
-def run_units(units: Sequence[Unit], out: Path, task: Task, *, on_failure: Callable[[str], None]) -> list[Unit]:
-    """Computes what is missing of the units, in the order given.
-
-    Args:
-      units: those of one category, detector and number of pictures side by side share a model.
+      units: one of the groups of `by_model`.
       out: the results folder.
       task: pictures, networks and choices.
-      on_failure: called with one line for each unit that fails; the others go on.
-
-    Returns:
-      The units that failed.
+      tell: called for each picture that is done, and once for each unit that fails in whole or in part.
     """
-    failed = []
-    for _, group in groupby(units, key=lambda unit: unit[:3]):
-        members = list(group)
-        fitted: tuple[Model, float] | None = None
-        for unit in members:
-            try:
-                if not missing(unit, out, task.images):
-                    continue
-                category = task.category(unit.category)
-                if fitted is None:
-                    began = time.perf_counter()
-                    model = _fit(unit, category, task)
-                    fitted = model, round(time.perf_counter() - began, 3)
-                _run(unit, out, category, task, *fitted)
-            except Exception as error:  # whatever it is, the other units are not lost
-                reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
-                on_failure(f"{unit.name}: {' '.join(reason.split())}")
-                failed.append(unit)
-    return failed
+    model: tuple[Model, dict[str, float]] | None = None
+    for unit in units:
+        try:
+            category = task.category(unit.category)
+            if not missing(unit, out, category):
+                continue
+            if model is None:
+                made = recipe(unit, seed=task.seed, tuning=task.tuning)
+                model = make_model(made, out, category, task.extractors[unit.detector])
+            problem = _run(unit, out, category, task, *model, on_picture=lambda unit=unit: tell(Solved(unit)))
+        except Exception as error:  # whatever it is, the other units are not lost
+            problem = _reason(error)
+        if problem:
+            tell(Failed(unit, f"{unit.name}: {problem}"))
 
 
-def missing(unit: Unit, out: Path, images: int) -> list[int]:
-    """Numbers of the unit's test pictures that are not done, of so many in the category."""
+def missing(unit: Unit, out: Path, category: Category) -> list[int]:
+    """Numbers of the unit's test pictures that are not done."""
     folder = _folder(out, unit)
-    return [index for index in range(_count(unit, images)) if not (folder / f"{index:03d}.json").is_file()]
+    return [index for index in range(_count(unit, category)) if not (folder / f"{index:03d}.json").is_file()]
 
 
-def load_unit(unit: Unit, out: Path, category: Category) -> tuple[dict[str, Any], list[Part]]:
-    """What the record of the unit says about its model, and its results.
+def solved(unit: Unit, out: Path, category: Category) -> tuple[list[int], dict[int, str]]:
+    """Numbers of the test pictures that are done, and of those that were tried and failed, with the reason.
 
     Raises:
-      InputError: the unit is not complete, or a file cannot be read.
+      InputError: the unit is not complete: pictures are left that were not tried, or none could be solved.
     """
-    count = _count(unit, len(category.images))
-    left = missing(unit, out, len(category.images))
-    if left:
+    folder, left = _folder(out, unit), missing(unit, out, category)
+    count = _count(unit, category)
+    failed = {
+        index: json.loads(path.read_text("utf-8"))["error"]
+        for index in left
+        if (path := _note(folder, index)).is_file()
+    }
+    if len(failed) < len(left) or len(failed) == count:
         raise InputError(f"{len(left)} of {count} test pictures are not done", where=unit.name)
+    return [index for index in range(count) if index not in failed], failed
+
+
+def load_unit(unit: Unit, out: Path, category: Category, pictures: Sequence[int]) -> tuple[dict[str, Any], list[Part]]:
+    """What the record of the unit says about its model, and its results for these pictures.
+
+    Raises:
+      InputError: a file cannot be read.
+    """
     folder = _folder(out, unit)
     try:
         facts = json.loads((folder / "unit.json").read_text("utf-8"))
-        return facts, [_load(folder, unit, out, facts, index, category) for index in range(count)]
+        return facts, [_load(folder, unit, out, facts, index, category) for index in pictures]
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot be read ({error})", where=folder, mend="remove the folder and run again") from error
 
@@ -195,65 +147,91 @@ def _folder(out: Path, unit: Unit) -> Path:
     return out / "parts" / unit.name
 
 
-def _count(unit: Unit, images: int) -> int:
-    return min(FEW, images) if unit.variant == CURVES else images
+def _note(folder: Path, index: int) -> Path:
+    return folder / f"{index:03d}_failed.json"
 
 
-def _fit(unit: Unit, category: Category, task: Task) -> Model:
-    train = category.train
-    if unit.shots is not None:
-        if unit.shots > len(train):
-            raise InputError(f"there are {len(train)} training pictures, not {unit.shots}")
-        train = train[draw_shots(len(train), unit.shots, seed=task.seed)]
-    model = fit(
-        train,
-        detector=unit.detector,
-        extractor=task.extractors[unit.detector],
-        seed=task.seed,
-        options={"used": maps_of_shots(unit.shots)} if unit.detector == "cflow" else {},
-    )
-    return tune(model, seed=task.seed, oracle=(category.images, category.masks)) if task.oracle else model
+def _count(unit: Unit, category: Category) -> int:
+    return min(FEW, len(category.images)) if unit.variant == CURVES else len(category.images)
 
 
-def _run(unit: Unit, out: Path, category: Category, task: Task, model: Model, fit_seconds: float) -> None:
+def _reason(error: Exception) -> str:
+    reason = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    return " ".join(reason.split())
+
+
+def _machine() -> str:
+    """What did the work: processor or accelerator, and the cores there are."""
+    device, cores = jax.devices()[0], f"{os.cpu_count()} cores"
+    if device.platform != "cpu":
+        return f"{device.device_kind}, {cores}"
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text("utf-8", "replace").splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{next(iter(names), platform.processor() or platform.machine())}, {cores}"
+
+
+def _run(
+    unit: Unit,
+    out: Path,
+    category: Category,
+    task: Task,
+    model: Model,
+    seconds: dict[str, float],
+    *,
+    on_picture: Callable[[], None],
+) -> str:
+    """Solves what is missing; what went wrong with pictures, in one line, or nothing."""
     folder = make_folder(_folder(out, unit))
+    model = change(model, unit.variant, category)
     facts = describe(model, dataset=task.dataset, category=unit.category)
-    facts["settings"] |= ABLATIONS.get(unit.variant, {})
     if (folder / "unit.json").is_file():
         begun = json.loads((folder / "unit.json").read_text("utf-8"))
         if {name: begun.get(name) for name in facts} != facts:
             raise InputError("was begun with another model or version", where=folder, mend="name a new --out")
     else:
         write_json(
-            folder / "unit.json",
-            facts | {"threshold": float(model.threshold), "fit_seconds": fit_seconds},
+            folder / "unit.json", facts | {"threshold": float(model.threshold), **seconds, "machine": _machine()}
         )
-    left = missing(unit, out, task.images)
-    with tqdm(total=len(left), desc=unit.name, unit="image", leave=False, disable=None) as bar:
-        for _, block in groupby(left, key=lambda index: index // CHUNK):
-            chunk = list(block)
-            solved = solve_variant(model, unit.variant, category.images[chunk])
-            for index, (result, extra) in zip(chunk, solved, strict=True):
-                _save(folder, index, unit, result, extra, category, find_region(model, result.score_map))
-                bar.update()
+
+    def solve(chunk: Sequence[int]) -> None:
+        found = solve_variant(model, unit.variant, category.images[list(chunk)])
+        for index, one in zip(chunk, found, strict=True):
+            _save(folder, index, unit, one, category)
+            on_picture()
+
+    problems = {}
+    for _, block in groupby(missing(unit, out, category), key=lambda index: index // CHUNK):
+        chunk = list(block)
+        try:
+            solve(chunk)
+        except Exception:  # one of them is to blame: the others are not lost
+            for index in [index for index in chunk if index in missing(unit, out, category)]:
+                try:
+                    solve([index])
+                except Exception as error:
+                    problems[index] = _reason(error)
+                    write_json(_note(folder, index), {"image": category.names[index], "error": problems[index]})
+    return blame(category, problems)
 
 
-def _save(
-    folder: Path,
-    index: int,
-    unit: Unit,
-    result: Segmentation,
-    extra: dict[str, Any],
-    category: Category,
-    region: np.ndarray,
-) -> None:
-    stem, truth = f"{index:03d}", category.masks[index]
+def blame(category: Category, problems: Mapping[int, str]) -> str:
+    """What went wrong with pictures in one line, after the first; empty where nothing did."""
+    if not problems:
+        return ""
+    first = min(problems)
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{category.names[first]}{more}: {problems[first]}"
+
+
+def _save(folder: Path, index: int, unit: Unit, found: Found, category: Category) -> None:
+    stem, truth, (result, region, extra) = f"{index:03d}", category.masks[index], found
     write_png(folder / f"{stem}_mask.png", result.mask)
     write_png(folder / f"{stem}_normal.png", result.normal)
     for name, mask in extra.items():
         if isinstance(mask, np.ndarray):
             write_png(folder / f"{stem}_{name}.png", mask)
-    if unit.variant not in ABLATIONS:  # the backbone of an ablation is that of the full method
+    if not shares_scores(unit.variant):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=result.score_map)
         write_bytes(folder / f"{stem}_scores.npz", buffer.getvalue())
@@ -266,12 +244,13 @@ def _save(
     }
     kept = {name: value for name, value in extra.items() if not isinstance(value, np.ndarray)}
     write_json(folder / f"{stem}.json", record | kept)
+    _note(folder, index).unlink(missing_ok=True)
 
 
 def _load(folder: Path, unit: Unit, out: Path, facts: dict[str, Any], index: int, category: Category) -> Part:
     stem = f"{index:03d}"
     record = json.loads((folder / f"{stem}.json").read_text("utf-8"))
-    scored = _folder(out, unit._replace(variant=FULL)) if unit.variant in ABLATIONS else folder
+    scored = _folder(out, unit._replace(variant=FULL)) if shares_scores(unit.variant) else folder
     with np.load(scored / f"{stem}_scores.npz") as file:
         scores = file["scores"]
     normal = read_image(folder / f"{stem}_normal.png")
@@ -279,10 +258,10 @@ def _load(folder: Path, unit: Unit, out: Path, facts: dict[str, Any], index: int
         mask=read_mask(folder / f"{stem}_mask.png"),
         normal=normal,
         anomaly=(category.images[index].astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=scores > facts["threshold"],
+        initial_mask=scores > record.get("threshold", facts["threshold"]),  # its own, of a rule for single pictures
         score_map=scores,
         iterations=record["iterations"],
         status=record["status"],
         seconds=record["seconds"],
     )
-    return Part(result, record)
+    return Part(result, record, index)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from f2pad_jax.data.folder import load_images, load_tests, new_folder, open_category
+from f2pad_jax.data.folder import load_images, load_tests, new_folder, open_category, read_test
+from f2pad_jax.data.images import read_image
 from f2pad_jax.data.synthesize import synthesize_category, write_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.errors import InputError
@@ -15,7 +16,7 @@ from f2pad_jax.errors import InputError
 SIZE = 224
 TEXTURE_TRAIN = 64
 TEXTURE_IMAGES, PART_IMAGES = 8, 54  # test pictures a category; the paper has 54
-EMBEDDED, CUT_PASTE = "textures", "mvtec-cutpaste"
+EMBEDDED, CUT_PASTE, REAL = "textures", "mvtec-cutpaste", "mvtec"
 STRUCTURAL = ("capsule",)  # categories that the paper gives structural anomalies as well
 
 
@@ -61,17 +62,19 @@ def extractor_name(detector: str, dataset: str) -> str:
     return "efficientnet_lite0" if dataset == EMBEDDED or detector == "cflow" else "resnet18"
 
 
-def load_category(name: str, folder: Path, *, data: Path | None, images: int, seed: int) -> Category:
+def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, images: int, seed: int) -> Category:
     """One category, made in `folder` first where it is not there yet. The same seed gives the same bytes.
 
-    Textures are crops of photographs with pasted colours. Parts are the normal pictures of MVTec AD with colours
-    pasted through the masks of its own defects (Eq. 16); the pictures they are pasted on leave the training set.
+    Textures are crops of photographs with pasted colours. Cut-paste sets are the normal pictures of MVTec AD with
+    colours pasted through the masks of its own defects (Eq. 16); the pictures they are pasted on leave the training
+    set. MVTec AD itself keeps its own training and test pictures; these are resized.
 
     Args:
       name: one of `find_categories`.
       folder: that holds a folder for each category.
-      data: MVTec AD, or None for the textures.
-      images: test pictures.
+      dataset: `EMBEDDED`, `CUT_PASTE` or `REAL`.
+      data: MVTec AD; None for the textures.
+      images: test pictures; of MVTec AD at most so many, spread evenly over all kinds of defects.
       seed: of all random choices.
 
     Raises:
@@ -81,6 +84,8 @@ def load_category(name: str, folder: Path, *, data: Path | None, images: int, se
     if not target.is_dir():
         if data is None:
             _make_texture(name, target, images=images, seed=seed)
+        elif dataset == REAL:
+            _resize_category(data / name, target, images=images)
         else:
             synthesize_category(
                 data / name,
@@ -112,3 +117,12 @@ def _make_texture(name: str, target: Path, *, images: int, seed: int) -> None:
     train, cases = texture_category(name, train=TEXTURE_TRAIN, test=images, size=SIZE, seed=seed)
     with new_folder(target) as folder:
         write_category(folder, train, (("color", f"{k:03d}", x, mask) for k, (x, mask, _) in enumerate(cases)))
+
+
+def _resize_category(source: Path, target: Path, *, images: int) -> None:
+    category = open_category(source)
+    chosen = np.unique(np.linspace(0, len(category.test) - 1, min(images, len(category.test))).round().astype(int))
+    cases = [category.test[index] for index in chosen]
+    with new_folder(target) as folder:
+        tests = ((case.defect, case.path.stem, *read_test(case, SIZE)) for case in cases)
+        write_category(folder, (read_image(path, SIZE) for path in category.train), tests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,13 +10,17 @@ import numpy as np
 from scipy import stats
 
 from f2pad_jax import metrics
+from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import gap_closed, measure
 from f2pad_jax.experiments import paper
-from f2pad_jax.experiments.runs import FULL, Part, Unit, load_unit
+from f2pad_jax.experiments.models import Unit
+from f2pad_jax.experiments.runs import OWN, Part, load_unit
 from f2pad_jax.experiments.sets import Category
+from f2pad_jax.experiments.variants import FULL
 
 TOLERANCES = (1, 2, 4)  # pixels
 RESAMPLES = 2000
+WORSE = 2  # points of IoU
 EDGES = (0.02, 0.04, 0.06, 0.08)  # of the five groups of anomaly size, shares of the picture
 GROUPS = ("I", "II", "III", "IV", "V")
 LABELS = {
@@ -33,9 +37,10 @@ class Done(NamedTuple):
 
     Attributes:
       unit: what it is.
-      category: its pictures.
+      category: its pictures, without test pictures that failed in a unit that it is compared with.
       parts: its results, one per test picture (the first ones of the variant "curves").
-      run: its record, as in `metrics.json`, with "shots", "variant", "fit_seconds", "interval" and "outline".
+      run: its record, as in `metrics.json`, with "shots", "variant", "fit_seconds", "tune_seconds", "machine",
+        "interval" and "outline".
       scores: IoU and DICE × 100 of every picture, "backbone_iou" and so on, backbones at their best threshold.
     """
 
@@ -46,16 +51,28 @@ class Done(NamedTuple):
     scores: dict[str, np.ndarray]
 
 
-def read_done(unit: Unit, out: Path, category: Category) -> Done:
+def read_done(unit: Unit, out: Path, category: Category, pictures: Sequence[int]) -> Done:
     """Loads and measures a unit.
 
+    Args:
+      unit: what it is.
+      out: the results folder.
+      category: all pictures of its category.
+      pictures: numbers of the test pictures to read.
+
     Raises:
-      InputError: it is not complete.
+      InputError: something cannot be read, or no picture is left.
     """
-    facts, parts = load_unit(unit, out, category)
-    results, truths = [part.result for part in parts], category.masks[: len(parts)]
-    fit_seconds, _ = facts.pop("fit_seconds"), facts.pop("threshold")
-    run = measure(facts, results, truths, category.names[: len(parts)])
+    if not pictures:
+        raise InputError("no test picture is done in all units that are compared", where=unit.name)
+    facts, parts = load_unit(unit, out, category, pictures)
+    chosen = list(pictures)
+    names = [category.names[index] for index in chosen]
+    category = category._replace(images=category.images[chosen], masks=category.masks[chosen], names=names)
+    results, truths = [part.result for part in parts], category.masks
+    own = {name: facts.pop(name) for name in OWN}
+    del own["threshold"]
+    run = measure(facts, results, truths, names)
     best = run["backbone_oracle"]["threshold"]
     masks = {
         "backbone": [result.score_map > best for result in results],
@@ -66,19 +83,20 @@ def read_done(unit: Unit, out: Path, category: Category) -> Done:
         for who, found in masks.items()
         for name, score in (("iou", metrics.iou), ("dice", metrics.dice))
     }
-    outline = {who: outline_record(found, truths) for who, found in masks.items()}
-    intervals = {name: interval([values], seed=run["seed"]) for name, values in scores.items()}
+    shown = truths.any(axis=(1, 2))  # the paper's measures are those of pictures that show a defect
+    outline = {who: outline_record(np.stack(found)[shown], truths[shown]) for who, found in masks.items()}
+    intervals = {name: interval([values[shown]], seed=run["seed"]) for name, values in scores.items()}
     run |= {
         "shots": unit.shots,
         "variant": unit.variant,
-        "fit_seconds": fit_seconds,
+        **own,
         "interval": intervals,
         "outline": outline,
     }
     return Done(unit, category, parts, run, scores)
 
 
-def outline_record(found: Sequence[np.ndarray], truths: np.ndarray) -> dict[str, float]:
+def outline_record(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     """Means over pictures of boundary F1 × 100 at each tolerance, and of the 95 % Hausdorff distance in pixels."""
     pairs = list(zip(found, truths, strict=True))
     record = {
@@ -149,7 +167,7 @@ def comparison(name: str, done: Sequence[Done]) -> str:
     """Tables I and II, and the outlines."""
     printed = paper.numbers(name)
     keys = ("backbone_iou", "backbone_dice", "f2pad_iou", "f2pad_dice")
-    rows, outlines = [], []
+    rows, outlines, rest = [], [], []
     for detector, group in _detectors(done).items():
         for label, members in [(one.unit.category, [one]) for one in group] + [("mean", group)]:
             if label == "mean" and len(group) == 1:
@@ -166,6 +184,7 @@ def comparison(name: str, done: Sequence[Done]) -> str:
                 + (_compared(theirs, "") if theirs else ["–"] * 3)
             )
             outlines.append([detector, label, *_outline_cells([one.run["outline"] for one in members])])
+            rest.append([detector, label, *_rest_cells([one.run for one in members])])
     head = ["detector", "category", "backbone, own threshold", "backbone, best threshold"]
     head += ["F2PAD (95 % interval of IoU)", "Δ", "closed, %", "paper: backbone", "paper: F2PAD", "paper: Δ"]
     near = [f"boundary F1, {t} px" for t in TOLERANCES]
@@ -175,6 +194,8 @@ def comparison(name: str, done: Sequence[Done]) -> str:
         "is closed are over it. The paper's mean is that of its six categories.\n\n"
         "Backbone (best threshold) → F2PAD:\n\n"
         + markdown(["detector", "category", *near, "95 % Hausdorff distance, px"], outlines)
+        + f"\nThe backbone's scores; pictures whose IoU F2PAD lowers by more than {WORSE} (own threshold):\n\n"
+        + markdown(["detector", "category", "pixel AUROC", "AUPRO", "worse", "seconds an image"], rest)
     )
 
 
@@ -189,6 +210,13 @@ def _outline_cells(records: Sequence[dict[str, dict[str, float]]]) -> list[str]:
         return float(np.mean([record[who][key] for record in records]))
 
     return [f"{mean('backbone', key):.1f} → {mean('f2pad', key):.1f}" for key in records[0]["f2pad"]]
+
+
+def _rest_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
+    images = [image for run in runs for image in run["per_image"]]
+    worse = sum(image["f2pad_iou"] < image["backbone_iou"] - WORSE for image in images)
+    scores = [f"{np.mean([run['backbone'][key] for run in runs]):.1f}" for key in ("pixel_auroc", "aupro")]
+    return [*scores, f"{worse} / {len(images)}", f"{np.median([image['seconds'] for image in images]):.1f}"]
 
 
 def ablation(name: str, done: Sequence[Done]) -> str:
@@ -210,11 +238,18 @@ def ablation(name: str, done: Sequence[Done]) -> str:
             theirs = printed.get(variant, {}).get(detector)
             cells.append(_pair(tuple(theirs.values())) if theirs else "–")
         rows.append(cells)
+    members = {(one.unit.detector, one.unit.category, one.unit.variant): one for one in done}
+    pairs = dict.fromkeys(key[:2] for key in members)
+    each = [
+        [*pair, *(f"{one.scores['f2pad_iou'].mean():.1f}" if (one := members.get((*pair, v))) else "–" for v in LABELS)]
+        for pair in pairs
+    ]
     head = ["", *(text for detector in groups for text in (detector, f"paper: {detector}"))]
     return (
         f"{markdown(head, rows)}\nIoU / DICE × 100 (95 % interval of IoU), means over pictures, then over categories. "
         "Initialisation: where x and the fill n⁽⁰⁾ differ by more than 0.2 (L1, RGB in [0, 1]) within the region; "
-        "without sparsity: where x and n do.\n"
+        "without sparsity: where x and n do.\n\nIoU in each category:\n\n"
+        + markdown(["detector", "category", *LABELS.values()], each)
     )
 
 
@@ -271,13 +306,3 @@ def curves(one: Done) -> dict[int, dict[str, list[float]]]:
 def only(done: Sequence[Done], variant: str = FULL) -> list[Done]:
     """The units of one variant."""
     return [one for one in done if one.unit.variant == variant]
-
-
-MADE: dict[str, Callable[[str, Sequence[Done]], str]] = {
-    "table1": comparison,
-    "table2": comparison,
-    "table3": ablation,
-    "table4": cost,
-    "fig7": sizes,
-    "fig10": falls,
-}

@@ -4,6 +4,9 @@ The solver takes that gradient hundreds of times inside one compiled loop. On a 
 convolutions then run several times slower than the convolution itself, so the gradients are written out
 here, again as convolutions and shifted sums. They are exact, in the kernels too, whose unused gradients cost
 nothing under `jit`. There is no forward mode.
+
+The precision of products is that of `jax.default_matmul_precision` where the layer is called, in the gradient too.
+Dense layers compute in the type of their kernel, and give it to their output.
 """
 
 from __future__ import annotations
@@ -30,6 +33,11 @@ def conv_shapes(size: int, inputs: int, outputs: int) -> Params:
     }
 
 
+def halved(params: Params) -> Params:
+    """The dense kernels in bfloat16; biases and depthwise kernels, whose rounding costs most accuracy, as they are."""
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.ndim == 4 and a.shape[2] > 1 else a, params)
+
+
 def same_pads(shape: tuple[int, ...], size: int, stride: int) -> Pads:
     """TensorFlow's "SAME" padding of a (B, H, W, C) shape; where the total is odd, the extra line is last."""
 
@@ -42,7 +50,8 @@ def same_pads(shape: tuple[int, ...], size: int, stride: int) -> Pads:
 
 def conv(params: Params, images: jax.Array, *, stride: int = 1, pads: Pads = NO_PADS) -> jax.Array:
     """Dense convolution plus bias: (B, H, W, C_in) to (B, H', W', C_out)."""
-    return _dense(images, params["kernel"], stride, pads) + params["bias"]
+    kernel = params["kernel"]
+    return _biased(_dense(images.astype(kernel.dtype), kernel, stride, pads, _precision()), params)
 
 
 def phase_conv(params: Params, images: jax.Array, *, stride: int, pads: Pads) -> jax.Array:
@@ -51,6 +60,7 @@ def phase_conv(params: Params, images: jax.Array, *, stride: int, pads: Pads) ->
     Worth it for stems, whose gradient would otherwise be a convolution of mostly zeros with three outputs.
     """
     kernel, (batch, height, width, inputs) = params["kernel"], images.shape
+    images = images.astype(kernel.dtype)
 
     def side(length: int, size: int, pad: tuple[int, int]) -> tuple[int, int, int, tuple[int, int]]:
         front = -pad[0] % stride  # zero taps that make the padding a whole number of phases
@@ -68,17 +78,23 @@ def phase_conv(params: Params, images: jax.Array, *, stride: int, pads: Pads) ->
     kernel = jnp.pad(kernel, ((top, bottom), (left, right), (0, 0), (0, 0)))
     kernel = kernel.reshape(rows, stride, columns, stride, inputs, -1).swapaxes(1, 2)
     kernel = kernel.reshape(rows, columns, stride**2 * inputs, -1)
-    return _dense(cells, kernel, 1, (row_pad, column_pad)) + params["bias"]
+    return _biased(_dense(cells, kernel, 1, (row_pad, column_pad), _precision()), params)
 
 
 def pointwise(params: Params, images: jax.Array) -> jax.Array:
     """1 × 1 convolution plus bias, as the matrix product it is."""
-    return jnp.einsum("bhwi,io->bhwo", images, params["kernel"][0, 0]) + params["bias"]
+    kernel = params["kernel"][0, 0]
+    return _biased(jnp.einsum("bhwi,io->bhwo", images.astype(kernel.dtype), kernel), params)
 
 
 def depthwise(params: Params, images: jax.Array, *, stride: int = 1) -> jax.Array:
-    """Depthwise convolution plus bias, "SAME" padding: (B, H, W, C), kernel (k, k, 1, C)."""
-    return _shifted_sum(images, params["kernel"][:, :, 0], stride) + params["bias"]
+    """Depthwise convolution plus bias, "SAME" padding: (B, H, W, C), kernel (k, k, 1, C).
+
+    Computes in the type of the kernel; the output is of the images' type.
+    """
+    kernel = params["kernel"][:, :, 0]
+    summed = _shifted_sum(images.astype(kernel.dtype), kernel, stride) + params["bias"]
+    return summed.astype(images.dtype)
 
 
 def max_pool(images: jax.Array) -> jax.Array:
@@ -86,7 +102,18 @@ def max_pool(images: jax.Array) -> jax.Array:
     return _max_three(_max_three(images, 1), 2)
 
 
-def _convolve(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, dilation: int = 1) -> jax.Array:
+def _biased(products: jax.Array, params: Params) -> jax.Array:
+    return (products + params["bias"]).astype(products.dtype)
+
+
+def _precision() -> str | None:
+    """The precision asked for by the caller; backward passes are traced when that is forgotten."""
+    return jax.config.jax_default_matmul_precision  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _convolve(
+    images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precision: str | None, dilation: int = 1
+) -> jax.Array:
     return lax.conv_general_dilated(
         images,
         kernel,
@@ -94,19 +121,22 @@ def _convolve(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, dil
         pads,
         lhs_dilation=(dilation, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision,
     )
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _dense(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> jax.Array:
-    return _convolve(images, kernel, stride, pads)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _dense(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precision: str | None) -> jax.Array:
+    return _convolve(images, kernel, stride, pads, precision)
 
 
-def _dense_forward(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads) -> Any:
-    return _convolve(images, kernel, stride, pads), (images, kernel)
+def _dense_forward(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precision: str | None) -> Any:
+    return _convolve(images, kernel, stride, pads, precision), (images, kernel)
 
 
-def _dense_backward(stride: int, pads: Pads, saved: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _dense_backward(
+    stride: int, pads: Pads, precision: str | None, saved: Any, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     images, kernel = saved
 
     def side(axis: int) -> tuple[int, int]:
@@ -115,8 +145,9 @@ def _dense_backward(stride: int, pads: Pads, saved: Any, cotangent: jax.Array) -
 
     # Without the barrier XLA folds the flip into the convolution, which inside a loop is 6 times slower.
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    (kernel_cotangent,) = jax.vjp(lambda k: _convolve(images, k, stride, pads), kernel)[1](cotangent)
-    return _convolve(cotangent, flipped, 1, (side(0), side(1)), dilation=stride), kernel_cotangent
+    (kernel_cotangent,) = jax.vjp(lambda k: _convolve(images, k, stride, pads, precision), kernel)[1](cotangent)
+    back = _convolve(cotangent, flipped, 1, (side(0), side(1)), precision, dilation=stride)
+    return back, kernel_cotangent
 
 
 _dense.defvjp(_dense_forward, _dense_backward)

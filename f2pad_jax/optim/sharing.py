@@ -7,6 +7,7 @@ convolution: the same linear map of the gradient in every iteration.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -14,64 +15,84 @@ import optax
 from jax import lax
 
 ROWS = 16  # of a block that `share` works on at a time
+NEGLIGIBLE = 1e-7  # relative to the pixel's own weight; float32 resolves no less
+
+Offsets = tuple[tuple[int, int], ...]
 
 
-def _offsets(count: int) -> list[tuple[int, int]]:
-    """Rows and columns of the neighbourhood's corners in a picture padded by its radius, row-major."""
-    side = round(count**0.5)
-    return [(row, column) for row in range(side) for column in range(side)]
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Sharing:
+    """The linear map of Eq. (13) for one image; `vmap` stacks its weights.
+
+    Attributes:
+      weights: w, (H, K, W) float32. With the offsets between the axes of the picture, `share` reads memory in order.
+      offsets: the K rows and columns from a pixel to its neighbours, row-major; static.
+    """
+
+    weights: jax.Array
+    offsets: Offsets = field(metadata={"static": True})
+
+
+def neighbourhood(radius: int, sigma_space: float) -> Offsets:
+    """Offsets of a square whose weight in space can make a difference.
+
+    Of the paper's 11 × 11 at σ0 = 1.1 these are 57: farther ones weigh less than float32 resolves beside the pixel
+    itself, whose weight before the division is one.
+    """
+    farthest = -sigma_space * math.log(NEGLIGIBLE)
+    side = range(-radius, radius + 1)
+    return tuple((i, j) for i in side for j in side if i * i + j * j <= farthest)
 
 
 def sharing_weights(
     image: jax.Array, *, radius: int = 5, sigma_space: float = 1.1, sigma_colour: float = 3.0
-) -> jax.Array:
+) -> Sharing:
     """Weights w of Eq. (14), which add up to one over the neighbourhood of each pixel.
 
     w ∝ exp(−(i² + j²)/σ0) · exp(−‖x_neighbour − x‖²/σ1); neighbours beyond the border have weight zero.
 
     Args:
       image: the test image x, (H, W, 3), ImageNet-normalised.
-      radius: ks, half the side of the neighbourhood in pixels.
-      sigma_space: σ0 in pixels².
+      radius: ks, half the side of the neighbourhood in pixels; static.
+      sigma_space: σ0 in pixels²; static.
       sigma_colour: σ1 in squared normalised colour units.
-
-    Returns:
-      (H, K, W) float32 for the K = (2·radius + 1)² offsets in row-major order. With the offsets between the axes
-      of the picture, `share` reads memory in order.
     """
     height, width = image.shape[:2]
+    offsets = neighbourhood(radius, sigma_space)
     border = ((radius, radius), (radius, radius), (0, 0))
     padded, inside = jnp.pad(image, border), jnp.pad(jnp.ones((height, width, 1), image.dtype), border)
     weights = []
-    for i, j in _offsets((2 * radius + 1) ** 2):
-        here = slice(i, i + height), slice(j, j + width)
-        space = ((i - radius) ** 2 + (j - radius) ** 2) / sigma_space
+    for i, j in offsets:
+        here = slice(radius + i, radius + i + height), slice(radius + j, radius + j + width)
+        space = (i * i + j * j) / sigma_space
         colour = jnp.sum(jnp.square(padded[here] - image), axis=-1) / sigma_colour
         weights.append(jnp.exp(-space - colour) * inside[here][..., 0])
     stacked = jnp.stack(weights, axis=1)
-    return stacked / jnp.sum(stacked, axis=1, keepdims=True)
+    return Sharing(stacked / jnp.sum(stacked, axis=1, keepdims=True), offsets)
 
 
-def share(gradient: jax.Array, weights: jax.Array) -> jax.Array:
+def share(gradient: jax.Array, sharing: Sharing) -> jax.Array:
     """Eq. (13): each pixel's gradient becomes the weighted mean of its neighbours' gradients.
 
     Args:
       gradient: ∇F, (H, W, C).
-      weights: of `sharing_weights`, (H, K, W) with K an odd square.
+      sharing: of `sharing_weights`.
 
     Returns:
       (H, W, C); beyond the border the gradient counts as zero.
     """
-    height, count, width = weights.shape
-    radius, rows = round(count**0.5) // 2, math.gcd(height, ROWS)
+    weights, offsets = sharing.weights, sharing.offsets
+    height, _, width = weights.shape
+    radius, rows = max(map(max, offsets)), math.gcd(height, ROWS)
     padded = jnp.pad(gradient.swapaxes(1, 2), ((radius, radius), (0, 0), (radius, radius)))
 
     def block(top: jax.Array) -> jax.Array:
         near = lax.dynamic_slice_in_dim(padded, top, rows + 2 * radius)
         own = lax.dynamic_slice_in_dim(weights, top, rows)
         total = jnp.zeros((rows, gradient.shape[-1], width), gradient.dtype)
-        for k, (i, j) in enumerate(_offsets(count)):
-            total = total + own[:, k, None] * near[i : i + rows, :, j : j + width]
+        for k, (i, j) in enumerate(offsets):
+            total = total + own[:, k, None] * near[radius + i : radius + i + rows, :, radius + j : radius + j + width]
         return total
 
     # A loop over blocks of rows: without it XLA computes the sum anew for every later use of it.
@@ -79,6 +100,6 @@ def share(gradient: jax.Array, weights: jax.Array) -> jax.Array:
     return shared.reshape(height, -1, width).swapaxes(1, 2)
 
 
-def share_gradients(weights: jax.Array) -> optax.GradientTransformation:
+def share_gradients(sharing: Sharing) -> optax.GradientTransformation:
     """`share` as a stateless optax transformation for parameters of shape (H, W, C)."""
-    return optax.stateless(lambda updates, params=None: jax.tree.map(lambda g: share(g, weights), updates))
+    return optax.stateless(lambda updates, params=None: jax.tree.map(lambda g: share(g, sharing), updates))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.extractor import Extractor, check_precision
 from f2pad_jax.pretrained import cache
 from f2pad_jax.pretrained.fetching import by_hand, fetch
 from f2pad_jax.pretrained.registry import NETWORKS, Entry, entry, registry
@@ -65,7 +65,7 @@ def load_params(name: str, *, weights: str | Path | None = None) -> tuple[dict[s
     return jax.tree.map(jnp.asarray, params), digest
 
 
-def load_extractor(name: str, *, weights: str | Path | None = None) -> Extractor:
+def load_extractor(name: str, *, weights: str | Path | None = None, precision: str = "parity") -> Extractor:
     """A pretrained extractor, ready to be applied.
 
     Args:
@@ -74,14 +74,16 @@ def load_extractor(name: str, *, weights: str | Path | None = None) -> Extractor
         `"resnet50"` and `"wide_resnet50_2"` with the same strides; `"efficientnet_b0"` to `"efficientnet_b7"`
         with strides 8, 16 and 32. Weights other than Lite0's are fetched or imported once, or given here.
       weights: as for `load_params`.
+      precision: "parity", "fast" or "bf16", see `Extractor`.
 
     Raises:
-      InputError: as for `load_params`, or the name is no extractor's.
+      InputError: as for `load_params`, the name is no extractor's, or there is no such precision.
     """
     entry(name, kind="extractor")
+    profile = check_precision(precision)
     params, digest = load_params(name, weights=weights)
     network = NETWORKS[name]
-    return Extractor(params, name, network.apply, network.spec, digest)
+    return Extractor(params, name, network.apply, network.spec, digest, profile)
 
 
 def import_weights(name: str, path: str | Path) -> WeightStatus:

@@ -24,6 +24,7 @@ from f2pad_jax.optim.steps import (
 from f2pad_jax.priors import prox_log_penalty
 
 RUNNING, CONVERGED, NON_FINITE = 0, 1, 2
+RISING = 40  # iterations, see `Rates.rise`
 
 
 class Method(NamedTuple):
@@ -49,6 +50,9 @@ class Rates(NamedTuple):
       warm_up: iterations without sparsity, in which anomalous pixels leave x.
       tolerance: fall of F per pixel of the region that counts as progress.
       patience: iterations without progress after which to stop.
+      rise: factor by which the step size has risen `RISING` iterations after the warm-up. A proximal step sets all of
+        a to zero that is small beside the step size, so it must be small while anomalies are still leaving x; large
+        ones then clear away what is left of normal pixels.
     """
 
     rate: jax.Array | float
@@ -57,6 +61,7 @@ class Rates(NamedTuple):
     warm_up: jax.Array | int
     tolerance: jax.Array | float
     patience: jax.Array | int
+    rise: jax.Array | float = 1.0
 
 
 class State(NamedTuple):
@@ -127,9 +132,11 @@ def step(
     update: tuple[Any, Any] = transform.update(gradient, remembered)
     direction, moments = update
     anomaly = problem.image - state.normal
-    size = jnp.broadcast_to(jnp.asarray(rates.rate, jnp.float32), anomaly.shape)
+    risen = jnp.clip((state.count - rates.warm_up) / RISING, 0.0, 1.0)
+    rate = jnp.asarray(rates.rate * jnp.asarray(rates.rise, jnp.float32) ** risen, jnp.float32)
+    size = jnp.broadcast_to(rate, anomaly.shape)
     if method.step_size == "adaptive":
-        size = adaptive_step_size(anomaly, rates.rate)
+        size = adaptive_step_size(anomaly, rate)
     normal = state.normal - size * direction
     if proximal:
         # One threshold per pixel, in the metric of Adan's step.

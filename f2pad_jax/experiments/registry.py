@@ -1,0 +1,94 @@
+"""The experiments there are: the paper's tables and figures, and studies that it lacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from f2pad_jax.detectors.cflow import FEW_SHOTS
+from f2pad_jax.experiments import figures, studies, tables
+from f2pad_jax.experiments.tables import Done
+from f2pad_jax.experiments.variants import ABLATIONS, CURVES, FULL, GROWTH, SENSITIVITY, THRESHOLDS, TUNINGS
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One table or figure.
+
+    Attributes:
+      name: what it is called on the command line.
+      section: its title.
+      variants: the ways to segment that it compares, names that `variants.solve_variant` knows; without the first
+        there is nothing to show. "seed=N" fits with seed N; "tuning=synthetic", "tuning=oracle" and
+        "tuning=default" tune in this way whatever the rest of the folder does.
+      shots: training pictures; None takes all.
+      table: makes Markdown of the experiment's name and its complete units.
+      figure: draws complete units; their parts are in the results folder.
+      printed: whether the paper has it.
+      real: whether the test pictures are MVTec AD's own defects, whose results go to a folder of their own.
+    """
+
+    name: str
+    section: str
+    variants: tuple[str, ...] = (FULL,)
+    shots: int | None = None
+    table: Callable[[str, Sequence[Done]], str] | None = None
+    figure: Callable[[Sequence[Done], Path], Figure] | None = None
+    printed: bool = True
+    real: bool = False
+
+
+EXPERIMENTS = {
+    one.name: one
+    for one in (
+        Experiment("table1", "Table I", table=tables.comparison),
+        Experiment("table2", "Table II", shots=FEW_SHOTS, table=tables.comparison),
+        Experiment("table3", "Table III", (FULL, *ABLATIONS), table=tables.ablation),
+        Experiment("table4", "Table IV", table=tables.cost),
+        Experiment("fig1", "Figure 1", figure=figures.example),
+        Experiment("fig6", "Figure 6", figure=figures.results),
+        Experiment("fig7", "Figure 7", table=tables.sizes, figure=figures.size_boxes),
+        Experiment(
+            "fig8", "Figure 8", (FULL, "initialisation", "no-pixel-prior", "no-sparsity"), figure=figures.ablations
+        ),
+        Experiment("fig9", "Figure 9", (FULL, "no-pixel-prior"), figure=figures.enlarged),
+        Experiment("fig10", "Figure 10", (CURVES,), table=tables.falls, figure=figures.loss_curves),
+        Experiment("fig11", "Figure 11", table=figures.failure_table, figure=figures.failures),
+        Experiment(
+            "thresholds",
+            "Rules for the threshold",
+            (FULL, *THRESHOLDS),
+            table=studies.thresholds,
+            figure=studies.threshold_dots,
+            printed=False,
+        ),
+        Experiment(
+            "sensitivity",
+            "Sensitivity to settings and seeds",
+            (FULL, *SENSITIVITY),
+            table=studies.sensitivity,
+            figure=studies.sensitivity_lines,
+            printed=False,
+        ),
+        Experiment(
+            "growth",
+            "Regions that grow",
+            (FULL, GROWTH),
+            table=studies.growth,
+            figure=studies.growth_pictures,
+            printed=False,
+        ),
+        Experiment("tuning", "What tuning is worth", TUNINGS, table=studies.tuning, printed=False),
+        Experiment(
+            "real",
+            "MVTec AD's own defects",
+            table=studies.real,
+            figure=studies.real_pictures,
+            printed=False,
+            real=True,
+        ),
+    )
+}

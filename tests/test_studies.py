@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from skimage.filters import threshold_otsu
+from solving import tiny_extractor
+
+from f2pad_jax import pipeline
+from f2pad_jax.cli import main
+from f2pad_jax.data.textures import texture_category
+from f2pad_jax.experiments import command, runs, sets, studies, variants
+from f2pad_jax.experiments.models import Unit
+from f2pad_jax.fitting import Model, score_maps
+from f2pad_jax.growing import grow, segment_growing
+from f2pad_jax.metrics import f1max, iou
+from f2pad_jax.pipeline import find_region, segment_many
+
+SIZE, TRAIN, IMAGES = 32, 16, 3
+ONE = ("--category", "brick", "--detector", "padim", "--untuned")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """Small pictures and a tiny network."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(sets, "SIZE", SIZE)
+    patch.setattr(sets, "TEXTURE_TRAIN", TRAIN)
+    patch.setattr(sets, "TEXTURE_IMAGES", IMAGES)
+    patch.setattr(pipeline, "SHARES", (1.0,))
+    patch.setattr(command, "load_extractor", lambda name, weights: tiny_extractor())
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def category() -> sets.Category:
+    train, cases = texture_category("brick", train=TRAIN, test=IMAGES, size=SIZE)
+    images, masks = (np.stack([case[k] for case in cases]) for k in (0, 1))
+    return sets.Category("brick", train, images, masks, [f"color/{k:03d}" for k in range(IMAGES)])
+
+
+@pytest.fixture(scope="module")
+def model(category: sets.Category) -> Model:
+    return pipeline.fit(category.train, detector="padim", extractor=tiny_extractor())
+
+
+@pytest.fixture(scope="module")
+def out(small: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with every study of textures."""
+    folder = tmp_path_factory.mktemp("studies") / "out"
+    for name in ("thresholds", "growth", "sensitivity"):
+        assert main(["experiment", name, "--out", str(folder), *ONE]) == 0, name
+    return folder
+
+
+def rows(out: Path, name: str) -> list[list[str]]:
+    """The body of the first table of a page."""
+    lines = [line for line in (out / f"{name}.md").read_text("utf-8").splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def run_of(out: Path, name: str, variant: str) -> dict[str, Any]:
+    (run,) = (run for run in json.loads((out / f"{name}.json").read_text("utf-8"))["runs"] if run["variant"] == variant)
+    return run
+
+
+def test_thresholds_are_those_of_their_rules(model: Model, category: sets.Category) -> None:
+    normal = score_maps(model, model.held_out)
+    loose, strict = (variants.change(model, name, category) for name in ("quantile=0.99", "quantile=0.999"))
+    assert (normal > loose.threshold).mean() == pytest.approx(0.01, abs=2e-3)
+    assert loose.threshold < strict.threshold
+    best = variants.change(model, "f1", category)
+    maps = score_maps(model, category.images)
+    assert best.threshold == best.region_threshold == f1max(maps, category.masks)[1]
+    found = list(variants.solve_variant(variants.change(model, "otsu", category), "otsu", category.images))
+    for one, scores in zip(found, maps, strict=True):
+        threshold = threshold_otsu(scores)
+        assert one.extra["threshold"] == pytest.approx(threshold)
+        np.testing.assert_array_equal(one.result.initial_mask, scores > threshold)
+        np.testing.assert_array_equal(one.region, find_region(replace(model, region_threshold=threshold), scores))
+        assert not one.result.mask[~one.region].any()
+
+
+def test_thresholds_show_both_masks(out: Path) -> None:
+    table = rows(out, "thresholds")
+    assert [row[1] for row in table] == list(studies.RULES.values())
+    for row, variant in zip(table, studies.RULES, strict=True):
+        run = run_of(out, "thresholds", variant)
+        assert row[2] == f"{run['backbone']['iou']:.1f} / {run['backbone']['dice']:.1f}"
+        assert row[4].startswith(f"{run['f2pad']['iou']:.1f} / {run['f2pad']['dice']:.1f} (")
+    best = run_of(out, "thresholds", "f1")
+    assert best["backbone"]["iou"] == best["backbone_oracle"]["iou"]
+
+
+def test_a_rule_for_single_pictures_is_read_back(out: Path) -> None:
+    category = sets.read_category(out / "sets" / "brick")
+    _, parts = runs.load_unit(Unit("brick", "padim", None, "otsu"), out, category, range(IMAGES))
+    for part in parts:
+        np.testing.assert_array_equal(
+            part.result.initial_mask, part.result.score_map > threshold_otsu(part.result.score_map)
+        )
+
+
+def test_sensitivity_changes_one_setting_at_a_time(out: Path, model: Model) -> None:
+    full = run_of(out, "sensitivity", "full")["settings"]
+    for factor, values in variants.FACTORS.items():
+        for value in values:
+            run = run_of(out, "sensitivity", f"{factor}={value}")
+            changed = {name for name in full if run["settings"][name] != full[name]}
+            if factor == "seed":
+                assert not changed
+                assert run["seed"] == int(value)
+            else:
+                assert changed == {factor}
+                wanted = full[factor] * float(value[1:]) if value.startswith("x") else float(value)
+                assert run["settings"][factor] == pytest.approx(wanted)
+    table = rows(out, "sensitivity")
+    assert len(table) == len(variants.SENSITIVITY) + len(variants.FACTORS)
+    bold = [(row[0], row[1]) for row in table if "**" in row[1]]
+    assert [symbol for symbol, _ in bold] == list(studies.SYMBOLS.values())
+    assert [value for _, value in bold] == ["**× 1**", "**× 1**", "**4**", "**0**", "**0**"]
+    assert len({row[2] for row in table if row[0] == "β0"}) > 1  # the setting has an effect
+
+
+def test_a_seed_is_another_fit(out: Path) -> None:
+    scores = [
+        np.load(out / "parts" / f"brick-padim-all-{name}" / "000_scores.npz")["scores"] for name in ("full", "seed=1")
+    ]
+    assert not np.allclose(*scores)
+
+
+def test_a_region_grows_where_scores_are_high_at_its_border() -> None:
+    region = np.zeros((32, 32), bool)
+    region[10:20, 10:20] = True
+    scores = np.zeros((32, 32))
+    assert grow(region, scores, threshold=1, reach=2) is not region
+    np.testing.assert_array_equal(grow(region, scores, threshold=1, reach=2), region)
+    scores[14:16, 18:25] = 2  # begins inside the region, and leads out of it
+    scores[2:4, 2:4] = 2  # far from it
+    scores[14:16, 13:15] = 2  # in its middle
+    grown = grow(region, scores, threshold=1, reach=2)
+    piece = np.zeros_like(region)
+    piece[14:16, 18:25] = True
+    np.testing.assert_array_equal(grown, region | ndimage.binary_dilation(piece, iterations=2))
+    np.testing.assert_array_equal(grow(region, scores, threshold=2, reach=2), region)
+
+
+def test_growing_finds_what_the_region_missed(model: Model, category: sets.Category, monkeypatch: Any) -> None:
+    """Where nothing is missing growing changes nothing; a region cut in half is completed."""
+    from f2pad_jax import growing
+
+    first = segment_many(model, category.images)
+    for one, plain in zip(segment_growing(model, category.images, rounds=0), first, strict=True):
+        np.testing.assert_array_equal(one.result.mask, plain.mask)
+        assert one.rounds == 0
+
+    whole = find_region(model, first[0].score_map)
+    truth = category.masks[0]
+    left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
+
+    def half(model: Model, scores: np.ndarray) -> np.ndarray:
+        return find_region(model, scores) & left
+
+    for module in (pipeline, growing):
+        monkeypatch.setattr(module, "find_region", half)
+    before = segment_many(model, category.images[:1])[0]
+    (after,) = segment_growing(model, category.images[:1])
+    assert after.rounds > 0
+    assert after.region[truth & whole].mean() > (whole & left)[truth & whole].mean()
+    assert iou(after.result.mask, truth) > iou(before.mask, truth)
+    assert after.result.iterations > before.iterations
+    outside = ~after.result.mask
+    np.testing.assert_array_equal(after.result.normal[outside], category.images[0][outside])
+
+
+def test_growth_is_compared_with_the_full_method(out: Path) -> None:
+    (row, *rest) = rows(out, "growth")
+    assert row[:3] == ["padim", "all", str(IMAGES)]
+    full, growth = (run_of(out, "growth", name)["f2pad"]["iou"] for name in ("full", "growth"))
+    assert [float(value) for value in row[4].split(" → ")] == pytest.approx([full, growth], abs=0.051)
+    assert len(rest) <= 1
+
+
+@pytest.mark.parametrize("name", ["thresholds", "growth", "sensitivity"])
+def test_studies_draw(out: Path, name: str) -> None:
+    with Image.open(out / f"{name}.png") as picture:
+        assert min(picture.size) > 150
+        assert np.asarray(picture.convert("L")).std() > 5
+
+
+@pytest.fixture
+def mvtec(tmp_path: Path, category: sets.Category) -> Path:
+    """A category in MVTec AD's layout, larger than the experiments work on, with a defect and a good test picture."""
+    root = tmp_path / "mvtec"
+    folder = root / "nut"
+    for path in ("train/good", "test/good", "test/bent", "ground_truth/bent"):
+        (folder / path).mkdir(parents=True)
+
+    def save(pixels: np.ndarray, path: str) -> None:
+        Image.fromarray(pixels).resize((2 * SIZE, 2 * SIZE), Image.Resampling.NEAREST).save(folder / path)
+
+    for k, image in enumerate(category.train[1:]):
+        save(image, f"train/good/{k:03d}.png")
+    save(category.train[0], "test/good/000.png")
+    for k in range(2):
+        save(category.images[k], f"test/bent/{k:03d}.png")
+        save(category.masks[k].astype(np.uint8) * 255, f"ground_truth/bent/{k:03d}_mask.png")
+    return root
+
+
+def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    asked = ("--data", str(mvtec), "--detector", "padim", "--untuned", "--out", str(tmp_path / "out"))
+    assert main(["experiment", "real", *asked]) == 0
+    content = json.loads((tmp_path / "out" / "real.json").read_text("utf-8"))
+    (run,) = content["runs"]
+    assert (run["dataset"], run["train_images"], run["test_images"]) == ("mvtec", TRAIN - 1, 3)
+    assert [(image["image"], image["defect"]) for image in run["per_image"]] == [
+        ("bent/000", True), ("bent/001", True), ("good/000", False)
+    ]  # fmt: skip
+    bent = [image["f2pad_iou"] for image in run["per_image"] if image["defect"]]
+    assert run["f2pad"]["iou"] == pytest.approx(np.mean(bent), abs=0.01)  # the good picture does not count
+    (row,) = rows(tmp_path / "out", "real")
+    assert row[2] == "2 / 1"
+    assert row[3:6] == [f"{run['backbone'][key]:.1f}" for key in ("aupro", "pixel_auroc", "f1max")]
+    assert row[6].startswith(f"{run['backbone_oracle']['iou']:.1f} / ")
+    assert main(["experiment", "table1", *asked]) == 2  # cut-paste sets go to another folder
+    assert "another dataset" in capsys.readouterr().err
+
+
+def test_of_real_pictures_some_of_each_kind_are_taken(mvtec: Path, tmp_path: Path) -> None:
+    made = sets.load_category("nut", tmp_path / "set", dataset=sets.REAL, data=mvtec, images=2, seed=0)
+    assert made.names == ["bent/000", "good/000"]
+    assert made.train.shape == (TRAIN - 1, SIZE, SIZE, 3)
+    assert made.masks.any(axis=(1, 2)).tolist() == [True, False]
+
+
+def test_tunings_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from f2pad_jax import tuning
+
+    monkeypatch.setattr(tuning, "COUNT", 2)
+    for name in ("BETA0", "ALPHA1", "COMPONENTS"):
+        monkeypatch.setattr(tuning, name, getattr(tuning, name)[:1])
+    assert main(["experiment", "tuning", *ONE[:4], "--images", "2", "--out", str(tmp_path)]) == 0
+    runs = {run["variant"]: run for run in json.loads((tmp_path / "tuning.json").read_text("utf-8"))["runs"]}
+    assert {name: run["tuned_on"] for name, run in runs.items()} == {
+        "tuning=default": "default", "tuning=synthetic": "synthetic-validation", "tuning=oracle": "oracle"
+    }  # fmt: skip
+    (row,) = rows(tmp_path, "tuning")
+    means = [f"{runs[f'tuning={name}']['f2pad']['iou']:.1f}" for name in ("default", "synthetic", "oracle")]
+    assert [row[k].split(" / ")[0] for k in (2, 3, 5)] == means
+    assert runs["tuning=oracle"]["f2pad"]["iou"] >= runs["tuning=default"]["f2pad"]["iou"]
