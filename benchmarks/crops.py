@@ -18,8 +18,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from problems import model_of
 from options import Options
+from problems import model_of
 from scipy import ndimage
 
 import f2pad_jax
