@@ -78,7 +78,7 @@ class Extractor:
             params = halved(params)
         with jax.default_matmul_precision("highest" if self.precision == "parity" else "default"):
             maps = self.network(params, images, spec=self.spec)
-        return tuple(m.astype(jnp.float32) for m in maps)
+        return tuple(m.astype(jnp.result_type(images)) for m in maps)
 
     def __call__(self, images: jax.Array) -> Features:
         """Feature maps of a batch with the extractor's own parameters; see `apply`."""

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from functools import partial
+from importlib import import_module
 from math import erf
 from pathlib import Path
 from typing import Any
@@ -367,6 +368,7 @@ def test_the_command_line_trains_fits_and_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    import_module("f2pad_jax.commands")  # takes the real `small_spec`, which checks sizes, before it is replaced
     small = MAESpec(64, 16, 48, 2, 4, 32, 2, 4)
     monkeypatch.setattr(training, "small_spec", lambda size: replace(small, size=size))
     make_textures(tmp_path / "set", train=6, test=1, size=64, categories=["brick"])
