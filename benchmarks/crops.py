@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,8 @@ Box = tuple[int, int, int]  # top, left, side
 def crops_of(region: np.ndarray, margin: int, align: int) -> list[Box]:
     """Square crops that hold all pieces of a region with a margin: none overlaps a piece of another."""
     size = region.shape[0]
-    boxes = [(s[0].start, s[1].start, s[0].stop, s[1].stop) for s in ndimage.find_objects(ndimage.label(region)[0])]
+    pieces: Any = ndimage.label(region)
+    boxes = [(s[0].start, s[1].start, s[0].stop, s[1].stop) for s in ndimage.find_objects(pieces[0])]
     while True:
         squares = [_square(box, margin, align, size) for box in boxes]
         pair = next(
@@ -109,7 +111,7 @@ def errors(model: f2pad_jax.Model, image: np.ndarray, region: np.ndarray, margin
     stride, size = extractor.strides[detector.level], image.shape[0]
     normal = harmonic_fill(image, region)
     feature = prepare(model, image, region, normal, beta=0.0).feature
-    full = tuple(m[0] for m in extractor(image[None]))
+    full = tuple(m[0] for m in extractor(jnp.asarray(image[None])))
 
     def whole(n: jax.Array) -> jax.Array:
         maps = tuple(m[0] for m in extractor(n[None]))
