@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
+from piecework import IMAGES, SIZE, TRAIN, shrink, small_worker
 from PIL import Image
 from scipy import ndimage
 from solving import tiny_extractor
@@ -25,7 +23,6 @@ from f2pad_jax.fitting import refit_mixture, score_maps
 from f2pad_jax.pipeline import find_region, segment_many
 from f2pad_jax.settings import Settings
 
-SIZE, TRAIN, IMAGES = 32, 16, 3
 ONE = ("--category", "brick", "--detector", "padim", "--untuned")
 
 
@@ -37,31 +34,12 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def shrink(patch: pytest.MonkeyPatch) -> None:
-    """Small pictures, a tiny network, and a clock that stands still: times are all that two runs differ in."""
-    patch.setattr(sets, "SIZE", SIZE)
-    patch.setattr(sets, "TEXTURE_TRAIN", TRAIN)
-    patch.setattr(sets, "TEXTURE_IMAGES", IMAGES)
-    patch.setattr(runs, "CHUNK", 2)
-    patch.setattr(pipeline, "SHARES", (1.0,))
-    patch.setattr(command, "load_extractor", lambda name, weights: tiny_extractor())
-    patch.setattr(time, "perf_counter", lambda: 0.0)
-
-
 @pytest.fixture(scope="module", autouse=True)
 def small():
     patch = pytest.MonkeyPatch()
     shrink(patch)
     yield
     patch.undo()
-
-
-def small_worker(request: command.Request, plan: dict[str, Any]) -> Any:
-    """`begin_worker` in another process, which knows nothing of what was patched in this one."""
-    shrink(pytest.MonkeyPatch())
-    work = command.begin_worker(request, plan)
-    assert jax.local_device_count() == max(1, (os.cpu_count() or 1) // 2)
-    return work
 
 
 @pytest.fixture(scope="module")

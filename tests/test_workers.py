@@ -4,30 +4,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
-import sys
 import time
 from typing import Any
 
 import pytest
+from piecework import begin
 
-from f2pad_jax.experiments.workers import Tell, Work, share_out
-
-
-def begin() -> Work:
-    """What a worker of these tests does: says what it got, dies of 13, and never ends of 99."""
-    assert not sys.stderr.isatty()
-    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-
-    def work(piece: int, tell: Tell) -> None:
-        tell((piece, os.getpid()))
-        if piece == 13:
-            os._exit(1)
-        if piece == 99:
-            time.sleep(600)
-        tell(-piece)
-
-    return work
+from f2pad_jax.experiments.workers import share_out
 
 
 def test_a_process_that_dies_loses_its_piece_alone() -> None:
