@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from f2pad_jax.experiments.figures import TITLES
 from f2pad_jax.experiments.pictures import WIDTH, Tile, draw_grid, new_figure
-from f2pad_jax.experiments.tables import Done, interval, markdown, only
+from f2pad_jax.experiments.tables import Done, by_detector, interval, markdown, only
 from f2pad_jax.experiments.variants import FACTORS, FULL, GROWTH
 from f2pad_jax.report import BACKBONE, REFINED, Row, draw
 
@@ -25,14 +25,6 @@ RULES = {
 }
 SYMBOLS = {"alpha1": "α1", "beta0": "β0", "dilation": "dilation, px", "smallest": "threshold on ‖a‖", "seed": "seed"}
 COLOURS = ("#1b6ca8", "#c8553d", "#5b8c3e")  # of detectors
-
-
-def by_detector(done: Sequence[Done]) -> dict[str, list[Done]]:
-    """Units of each detector, in the order they come."""
-    groups: dict[str, list[Done]] = {}
-    for one in done:
-        groups.setdefault(one.unit.detector, []).append(one)
-    return groups
 
 
 def _mean(members: Sequence[Done], who: str) -> tuple[float, float]:

@@ -156,7 +156,8 @@ def _pair(values: Sequence[float], *, signed: str = "") -> str:
     return " / ".join(f"{value:{signed}.1f}" for value in values)
 
 
-def _detectors(done: Sequence[Done]) -> dict[str, list[Done]]:
+def by_detector(done: Sequence[Done]) -> dict[str, list[Done]]:
+    """Units of each detector, in the order they come."""
     groups: dict[str, list[Done]] = {}
     for one in done:
         groups.setdefault(one.unit.detector, []).append(one)
@@ -168,7 +169,7 @@ def comparison(name: str, done: Sequence[Done]) -> str:
     printed = paper.numbers(name)
     keys = ("backbone_iou", "backbone_dice", "f2pad_iou", "f2pad_dice")
     rows, outlines, rest = [], [], []
-    for detector, group in _detectors(done).items():
+    for detector, group in by_detector(done).items():
         for label, members in [(one.unit.category, [one]) for one in group] + [("mean", group)]:
             if label == "mean" and len(group) == 1:
                 continue
@@ -222,7 +223,7 @@ def _rest_cells(runs: Sequence[dict[str, Any]]) -> list[str]:
 def ablation(name: str, done: Sequence[Done]) -> str:
     """Table III: means over categories, per variant and detector."""
     printed, rows = paper.numbers(name), []
-    groups = _detectors(done)
+    groups = by_detector(done)
     for variant, label in LABELS.items():
         cells = [label]
         for detector, group in groups.items():
@@ -256,7 +257,7 @@ def ablation(name: str, done: Sequence[Done]) -> str:
 def cost(name: str, done: Sequence[Done]) -> str:
     """Table IV: iterations and seconds."""
     printed, rows = paper.numbers(name), []
-    for detector, group in _detectors(done).items():
+    for detector, group in by_detector(done).items():
         parts = [part for one in group for part in one.parts]
         ours = [float(np.mean([part.record[key] for part in parts])) for key in ("iterations", "seconds")]
         theirs = printed[detector]
@@ -286,7 +287,7 @@ def sizes(name: str, done: Sequence[Done]) -> str:
 def falls(name: str, done: Sequence[Done]) -> str:
     """Figure 10 in numbers: the last F of both ways."""
     rows = []
-    for detector, group in _detectors(done).items():
+    for detector, group in by_detector(done).items():
         ends = np.array(
             [[values[-1] for values in losses.values()] for one in group for losses in curves(one).values()]
         )
