@@ -105,7 +105,9 @@ def log_penalty(anomaly: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
     return jnp.sum(jnp.log(jnp.sqrt(jnp.square(norm) + epsilon) + norm))
 
 
-def prox_log_penalty(anomaly: jax.Array, weight: jax.Array, epsilon: float = LOG_EPSILON) -> jax.Array:
+def prox_log_penalty(
+    anomaly: jax.Array, weight: jax.Array, length: jax.Array | None = None, epsilon: float = LOG_EPSILON
+) -> jax.Array:
     """Proximal map of `weight · l_a`: argmin_b ½‖b − a‖² + weight · log(√(‖b‖² + ε) + ‖b‖), per pixel.
 
     b is parallel to a, and its length t is zero or a root of t − ‖a‖ + weight/√(t² + ε) = 0. Newton finds the
@@ -116,9 +118,11 @@ def prox_log_penalty(anomaly: jax.Array, weight: jax.Array, epsilon: float = LOG
     Args:
       anomaly: a, (H, W, 3).
       weight: step size × β, a scalar or (H, W).
+      length: (H, W), what counts as ‖a‖: a then shrinks by the factor by which this length does. By default ‖a‖
+        itself; that of a pixel and its neighbours makes them stay or vanish together.
       epsilon: ε of Eq. (8).
     """
-    length = pixel_norm(anomaly)
+    length = pixel_norm(anomaly) if length is None else length
     far = 0.5 * (length + jnp.sqrt(jnp.maximum(jnp.square(length) - 4 * weight, 0.0)))
 
     def polished(root):

@@ -55,7 +55,7 @@ class Settings(NamedTuple):
     largest: float = 0.25
     sharing_radius: int = 5
     start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
-    trusted: float = 0.5
+    trusted: float = 0.7
     smallest: float = 0.0
     cleaning: Literal["dots", "opening"] = "dots"
     sparsity: Literal["proximal", "gradient"] = "proximal"

@@ -171,3 +171,12 @@ def test_the_prox_takes_one_weight_per_pixel(rng: np.random.Generator) -> None:
     for i, j in np.ndindex(3, 4):
         alone = prox(anomaly[i : i + 1, j : j + 1], weight[i, j])
         np.testing.assert_allclose(together[i, j], alone[0, 0], rtol=1e-6)
+
+
+def test_a_shared_length_lets_pixels_stay_or_vanish_together(rng: np.random.Generator) -> None:
+    anomaly = rng.standard_normal((2, 8, 3)).astype(np.float32) * np.geomspace(0.01, 3, 8)[:, None].astype(np.float32)
+    length = np.stack([np.full(8, 0.4), np.full(8, 2.0)]).astype(np.float32)
+    shrunk = prox(jnp.asarray(anomaly), jnp.float32(0.3), jnp.asarray(length))
+    np.testing.assert_array_equal(shrunk[0], 0)
+    factor = (2 + np.sqrt(2**2 - 1.2)) / 4  # of a length of 2, whose root lies far from ε
+    np.testing.assert_allclose(shrunk[1], factor * anomaly[1], rtol=1e-4)

@@ -87,7 +87,9 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
         normal = normal - size * direction
         if method.sparsity == "proximal":
             weight = beta / np.mean(metric / size, axis=-1)
-            normal = image - shrunk(image - normal, weight)
+            own = np.linalg.norm(image - normal, axis=-1, keepdims=True)
+            length = np.asarray(share(jnp.asarray(own, jnp.float32), problem.sharing), float)[..., 0]
+            normal = image - shrunk(image - normal, weight, length)
         normal = np.where(REGION[..., None], np.clip(normal, lowest, highest), image)
         state, info = advance(state, problem, rates)
         assert int(state.count) == t
@@ -97,11 +99,11 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
     assert changed == 1 if method.sparsity == "gradient" else 0.1 < changed < 0.9
 
 
-def shrunk(anomaly: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """The proximal map of the LOG penalty in the region, by search on a grid and on a finer one."""
+def shrunk(anomaly: np.ndarray, weight: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """The proximal map of the LOG penalty in the region, of given lengths, by search on a grid and on a finer one."""
     factor = np.zeros(anomaly.shape[:2])
     for i, j in zip(*np.nonzero(REGION), strict=True):
-        length, grid = np.linalg.norm(anomaly[i, j]), np.linspace(0, 1, 10_001)
+        length, grid = lengths[i, j], np.linspace(0, 1, 10_001)
         for width in (1e-4, 1e-7):
             t = grid * length
             cost = 0.5 * (t - length) ** 2 + weight[i, j] * np.log(np.sqrt(t**2 + 1e-4) + t)

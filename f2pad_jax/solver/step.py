@@ -12,7 +12,7 @@ from f2pad_jax.detectors import Detector
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.objective import Problem, Terms, terms
 from f2pad_jax.optim.adan import adan_denominator, scale_by_adan
-from f2pad_jax.optim.sharing import share_gradients
+from f2pad_jax.optim.sharing import share, share_gradients
 from f2pad_jax.optim.steps import (
     Progress,
     adaptive_step_size,
@@ -21,7 +21,7 @@ from f2pad_jax.optim.steps import (
     project,
     track_progress,
 )
-from f2pad_jax.priors import prox_log_penalty
+from f2pad_jax.priors import pixel_norm, prox_log_penalty
 
 RUNNING, CONVERGED, NON_FINITE = 0, 1, 2
 RISING = 40  # iterations, see `Rates.rise`
@@ -31,8 +31,8 @@ class Method(NamedTuple):
     """Choices that change the compiled step; static under `jit`.
 
     Attributes:
-      sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros; "gradient" adds
-        β·l_a to the loss, as the paper does.
+      sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros, with ‖a‖ shared among
+        neighbours like the gradient; "gradient" adds β·l_a to the loss, as the paper does.
       step_size: "constant", or "adaptive" as in Eq. (15).
     """
 
@@ -141,7 +141,10 @@ def step(
     if proximal:
         # One threshold per pixel, in the metric of Adan's step.
         metric = jnp.mean(adan_denominator(moments[-1], eps=rates.damping) / size, axis=-1)
-        normal = problem.image - prox_log_penalty(problem.image - normal, beta / metric)
+        anomaly = problem.image - normal
+        # Neighbours of like colour share the length that decides, so that a defect does not vanish in specks.
+        length = share(pixel_norm(anomaly)[..., None], problem.sharing)[..., 0]
+        normal = problem.image - prox_log_penalty(anomaly, beta / metric, length)
     normal = project(normal, problem.image, problem.region)
     value = jnp.sum(jnp.stack(parts))
     tolerance = rates.tolerance * jnp.sum(problem.region)
