@@ -6,25 +6,14 @@ Figure 11). What is left out shows in the detector's scores of n, beside the reg
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from f2pad_jax.data.images import denormalize, normalize
+from f2pad_jax.data.images import normalize
 from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.pipeline import (
-    STATUSES,
-    Segmentation,
-    Start,
-    estimation,
-    find_masks,
-    find_region,
-    find_solutions,
-    masking,
-    segment_many,
-)
+from f2pad_jax.pipeline import Segmentation, Start, find_region, segment_many, segment_regions
 
 ROUNDS = 3
 
@@ -33,7 +22,7 @@ class Growth(NamedTuple):
     """What `segment_growing` found in one picture.
 
     Attributes:
-      result: the segmentation, `iterations` of all solves.
+      result: the segmentation, `iterations` and `seconds` of all solves.
       region: the last one, (S, S) bool.
       rounds: how often the region grew.
     """
@@ -87,35 +76,18 @@ def segment_growing(model: Model, images: np.ndarray, *, rounds: int = ROUNDS) -
             region = grow(found[k].region, scores, threshold=threshold, reach=model.settings.dilation)
             if (region & ~found[k].region).any():
                 found[k] = Growth(found[k].result, region, done + 1)
-        _go_on(model, images, found, [k for k in asked if found[k].rounds > done])
-    return found
-
-
-def _go_on(model: Model, images: np.ndarray, found: list[Growth], which: Sequence[int]) -> None:
-    """Solves some pictures again from their n; the new part of the region leaves x in the warm-up."""
-    x = normalize(images)
-    jobs = []
-    for k in which:
-        normal = normalize(found[k].result.normal)
-        jobs.append(masking(model, x[k], found[k].region, Start(normal, normal, model.settings.warm_up)))
-    masks = {}
-    for place, mask, solution in find_masks(jobs):
-        k = which[place]
-        result = found[k].result
-        masks[k] = mask
-        found[k] = found[k]._replace(
-            result=result._replace(
-                mask=mask,
-                normal=images[k],
-                iterations=result.iterations + int(solution.iterations),
-                status=STATUSES.get(int(solution.status), "iteration limit"),
-            )
+        grown = [k for k in asked if found[k].rounds > done]
+        # The new part of a region leaves x in the warm-up.
+        normals = [normalize(found[k].result.normal) for k in grown]
+        again = segment_regions(
+            model,
+            images[grown],
+            [found[k].result.score_map for k in grown],
+            [found[k].region for k in grown],
+            starts=[Start(normal, normal, model.settings.warm_up) for normal in normals],
         )
-    marked = [k for k in which if masks[k].any()]
-    for place, solution in find_solutions([estimation(model, x[k], masks[k]) for k in marked]):
-        k = marked[place]
-        normal = np.where(masks[k][..., None], denormalize(np.asarray(solution.normal)), images[k])
-        found[k] = found[k]._replace(result=found[k].result._replace(normal=normal))
-    for k in which:
-        anomaly = (images[k].astype(np.float32) - found[k].result.normal.astype(np.float32)) / 255
-        found[k] = found[k]._replace(result=found[k].result._replace(anomaly=anomaly))
+        for k, result in zip(grown, again, strict=True):
+            before = found[k].result
+            total = {name: getattr(before, name) + getattr(result, name) for name in ("iterations", "seconds")}
+            found[k] = found[k]._replace(result=result._replace(**total))
+    return found

@@ -301,13 +301,40 @@ def segment_many(
         return []
     began = time.perf_counter()
     maps = score_maps(model, images) if initial_maps is None else initial_maps
-    regions = [find_region(model, scores) for scores in maps]
-    x = normalize(images)
+    found = segment_regions(model, images, maps, [find_region(model, scores) for scores in maps], title=title)
+    seconds = (time.perf_counter() - began) / len(images)
+    return [result._replace(seconds=seconds) for result in found]
+
+
+def segment_regions(
+    model: Model,
+    images: np.ndarray,
+    maps: Sequence[np.ndarray],
+    regions: Sequence[np.ndarray],
+    *,
+    starts: Sequence[Start] | None = None,
+    title: str | None = None,
+) -> list[Segmentation]:
+    """Steps 4 to 6 of Algorithm 1 where the regions are known.
+
+    Args:
+      model: as fitted or tuned.
+      images: uint8 RGB (N, S, S, 3).
+      maps: score maps, (S, S) each.
+      regions: where n is free, (S, S) bool each.
+      starts: n⁽⁰⁾ of each; by default `begin` makes them.
+      title: of a progress bar; none without.
+
+    Returns:
+      One result per picture; their `seconds` are equal shares of the whole.
+    """
+    began, x = time.perf_counter(), normalize(images)
     masks, normals = np.zeros(images.shape[:3], bool), images.copy()
     iterations, statuses = [0] * len(images), ["normal"] * len(images)
 
     suspect = [k for k, region in enumerate(regions) if region.any()]
-    for place, mask, solution in find_masks([masking(model, x[k], regions[k]) for k in suspect], title=title):
+    jobs = [masking(model, x[k], regions[k], starts[k] if starts else None) for k in suspect]
+    for place, mask, solution in find_masks(jobs, title=title):
         k = suspect[place]
         masks[k], iterations[k] = mask, int(solution.iterations)
         statuses[k] = STATUSES.get(int(solution.status), "iteration limit")
@@ -318,7 +345,7 @@ def segment_many(
         normals[k] = np.where(masks[k][..., None], denormalize(np.asarray(solution.normal)), images[k])
 
     anomalies = (images.astype(np.float32) - normals.astype(np.float32)) / 255
-    seconds = (time.perf_counter() - began) / len(images)
+    seconds = (time.perf_counter() - began) / max(len(images), 1)
     return [
         Segmentation(
             masks[k], normals[k], anomalies[k], maps[k] > model.threshold, maps[k], iterations[k], status, seconds
