@@ -96,15 +96,36 @@ def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> M
     return matching_fill(image, region, normalize(model.normals))
 
 
-def _positions(region: np.ndarray, stride: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions whose own cell or a neighbouring one meets the region, padded to one of few lengths."""
-    grid = region.shape[0] // stride
-    cells = region.reshape(grid, stride, grid, stride).any((1, 3))
-    wanted = np.flatnonzero(ndimage.binary_dilation(cells, SQUARE))
-    length = next(n for n in (round(share * grid * grid) for share in SHARES) if n >= len(wanted))
-    positions = np.zeros(length, np.int32)
-    positions[: len(wanted)] = wanted
-    return positions, (np.arange(length) < len(wanted)).astype(np.float32)
+class Affected(NamedTuple):
+    """Positions of the detector's grid whose scores the region can change, padded to one of few lengths."""
+
+    positions: np.ndarray  # (S,) int32, ascending, row-major
+    present: np.ndarray  # (S,) float32, zero for padding
+    coarser: tuple[np.ndarray, ...]  # (S_k,) int32, the cells of each coarser map in which they lie
+
+
+def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
+    """Positions whose own cell or a neighbouring one meets the region; `strides` of the grid and of coarser maps."""
+    side = region.shape[0]
+
+    def cells(wanted: np.ndarray, fine: int, coarse: int) -> np.ndarray:
+        grid = side // coarse
+        return wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3))
+
+    near = ndimage.binary_dilation(cells(region, 1, strides[0]), SQUARE)
+    wanted = [np.flatnonzero(cells(near, strides[0], stride)) for stride in strides]
+    counts = [(side // stride) ** 2 for stride in strides]
+
+    def lengths(share: float) -> list[int]:
+        # Of coarser maps a larger share is met.
+        return [round(min(share * 1.5**k, 1.0) * count) for k, count in enumerate(counts)]
+
+    fitting = next(n for n in map(lengths, SHARES) if all(len(w) <= most for w, most in zip(wanted, n, strict=True)))
+    padded = [
+        np.pad(index, (0, length - len(index)), constant_values=count - 1).astype(np.int32)
+        for index, length, count in zip(wanted, fitting, counts, strict=True)
+    ]
+    return Affected(padded[0], (np.arange(fitting[0]) < len(wanted[0])).astype(np.float32), tuple(padded[1:]))
 
 
 @partial(jax.jit, static_argnames="detector")
@@ -113,8 +134,8 @@ def _median_summand(detector: Detector, params: dict, maps: tuple) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames="detector")
-def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array) -> dict:
-    return detector.localize(params, maps, positions)
+def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array, coarser: tuple) -> dict:
+    return detector.localize(params, maps, positions, coarser)
 
 
 _sharing_weights = jax.jit(sharing_weights, static_argnames="radius")
@@ -134,7 +155,7 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
       beta: weight of sparsity.
     """
     detector = get_detector(model.detector)
-    positions, present = _positions(region, _stride(model))
+    positions, present, coarser = affected(region, _strides(model))
     maps, own_maps = (
         tuple(m[0] for m in apply_extractor(model.extractor, picture[None])) for picture in (anchor, image)
     )
@@ -147,7 +168,7 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
         feature=FeatureLoss(
             jnp.asarray(positions),
             jnp.asarray(present),
-            _localize(detector, model.params, maps, positions),
+            _localize(detector, model.params, maps, positions, coarser),
         ),
         mixture=model.mixture,
         scales=model.scales._replace(score=typical),
@@ -206,7 +227,7 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
     groups: dict[Any, list[int]] = {}
     for index, job in enumerate(jobs):
         # Lanes of one compiled step have equal shapes.
-        shapes = len(_positions(job.region, _stride(job.model))[0]), job.model.mixture.mean.shape
+        shapes = len(affected(job.region, _strides(job.model)).positions), job.model.mixture.mean.shape
         groups.setdefault(shapes, []).append(index)
     with tqdm(total=len(jobs), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
         for members in groups.values():
@@ -225,8 +246,8 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
                 yield members[place], solution
 
 
-def _stride(model: Model) -> int:
-    return model.extractor.strides[get_detector(model.detector).level]
+def _strides(model: Model) -> tuple[int, ...]:
+    return model.extractor.strides[get_detector(model.detector).level :]
 
 
 def _width(count: int, devices: Sequence[Any]) -> int:

@@ -14,7 +14,7 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-from f2pad_jax.detectors import DETECTORS, get_detector, padim, patchcore
+from f2pad_jax.detectors import DETECTORS, cflow, get_detector, padim, patchcore
 from f2pad_jax.errors import InputError
 
 CHANNELS = (6, 5, 4)
@@ -428,6 +428,22 @@ def test_local_scores_are_the_summands_at_their_positions(name: str, count: int)
     wanted = at_positions(lambda maps: detector.summands(params, maps).reshape(-1)[positions])
     for one_leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one_leaf, other, rtol=1e-4, atol=1e-4 * (1 + np.abs(other).max()))
+
+
+def test_cflow_needs_only_the_cells_of_coarser_maps_in_which_positions_lie() -> None:
+    params = cflow.fit(draw_maps(8), epochs=1, blocks=2)
+    test = one(draw_maps(1, seed=9))
+    side, coarse = SIDES[0], [len(m) for m in test[1:]]
+    positions = jnp.asarray([3, 0, side * side - 1, 5 * side + 2], jnp.int32)
+    rows, columns = np.divmod(np.asarray(positions), side)
+    own = [np.unique(rows * n // side * n + columns * n // side) for n in coarse]
+    assert all(len(cells) < n * n for cells, n in zip(own, coarse, strict=True))
+    padded = tuple(jnp.asarray([*cells, n * n - 1], jnp.int32) for cells, n in zip(own, coarse, strict=True))
+    found, wanted = (
+        cflow.local_scores(cflow.localize(params, test, positions, coarser), test, positions)
+        for coarser in (padded, None)
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def test_an_unknown_detector_is_refused() -> None:

@@ -109,6 +109,25 @@ def test_the_mask_is_where_the_anomaly_is_not_zero(fitted: Fitted) -> None:
     assert 0 < changed[region].mean() < 1
 
 
+@pytest.mark.parametrize(("high", "wide", "length"), [(6, 9, 64), (20, 40, 128), (60, 60, 256)])
+def test_the_affected_positions_are_those_at_and_beside_the_region(
+    high: int, wide: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "SHARES", (0.25, 0.5, 1.0))
+    region = np.zeros((SIDE, SIDE), bool)
+    region[1 : 1 + high, 3 : 3 + wide] = True
+    positions, present, coarser = pipeline.affected(region, (4, 8, 16))
+    touched = {(i // 4, j // 4) for i, j in zip(*np.nonzero(region), strict=True)}
+    wanted = {(i + di, j + dj) for i, j in touched for di in (-1, 0, 1) for dj in (-1, 0, 1)}
+    wanted = sorted(16 * i + j for i, j in wanted if 0 <= i < 16 and 0 <= j < 16)
+    assert positions[present > 0].tolist() == wanted
+    assert len(positions) == len(present) == length
+    for cells, grid in zip(coarser, (8, 4), strict=True):
+        own = {i * grid // 16 * grid + j * grid // 16 for i, j in (divmod(p, 16) for p in wanted)}
+        assert set(cells.tolist()) == own | {grid * grid - 1}
+        assert (np.diff(cells) >= 0).all()
+
+
 def test_cleaning_a_mask() -> None:
     rng = np.random.default_rng(0)
     dots = np.asarray(ndimage.binary_dilation(rng.random((SIDE, SIDE)) < 0.03), bool)

@@ -17,7 +17,8 @@ class Detector(NamedTuple):
       fit: `fit(maps of all images, seed=…, options of its own) -> params`, a dict of arrays, maybe nested.
       score: `score(params, maps) -> (h, w)`, the detector's own score map.
       summands: `summands(params, maps) -> (h, w)`, the s_ij that l_n adds up, Eq. (4), (6) or (7).
-      localize: `localize(params, maps of n⁽⁰⁾, positions) -> local`, what the solver needs.
+      localize: `localize(params, maps of n⁽⁰⁾, positions, coarser) -> local`, what the solver needs; `coarser` are
+        the cells of further maps in which the positions lie, all of them by default.
       local_scores: `local_scores(local, maps, positions) -> (S,)`, the summands of l_n.
       level: index of the feature map whose grid the scores lie on.
     """

@@ -179,44 +179,49 @@ def summands(params: Params, maps: Maps) -> jax.Array:
     The sum is that of all maps and positions, each of weight one.
     """
     height, width = maps[0].shape[:2]
-    terms = [_grid_terms(params, level, *maps[level].shape[:2]) for level in range(len(_decoders(params)))]
-    return _shares(params, maps, terms, jnp.arange(height * width)).reshape(height, width)
+    positions = jnp.arange(height * width)
+    return local_scores(localize(params, maps, positions), maps, positions).reshape(height, width)
 
 
-def _shares(params: Params, maps: Maps, terms: Sequence[jax.Array], positions: jax.Array) -> jax.Array:
-    """`summands` at some positions, (S,); terms of the finest map at these positions, of the others everywhere."""
-    height, width = maps[0].shape[:2]
-    rows, columns = positions // width, positions % width
-    total = jnp.zeros(len(positions))
-    for level, term in enumerate(terms):
-        m = maps[level]
-        tall, wide = height // m.shape[0], width // m.shape[1]
-        if level == 0:
-            found = _per_channel(params, 0, m[rows, columns], term)
-        else:
-            found = _grid(params, level, m, term)[rows // tall, columns // wide]
-        total = total + _cost(params, found, m.shape[-1]) / (tall * wide)
-    return total
-
-
-def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
-    """What the solver needs: `params`, and what the condition adds to every block's first layer.
+def localize(
+    params: Params, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None
+) -> dict[str, Any]:
+    """What the solver needs: `params`, and of each map the cells that count and what their condition adds.
 
     Args:
       params: of `fit`.
       maps: features of any picture of the same size.
       positions: (S,) int32 in row-major order on the finest grid.
+      coarser: for each further map the cells in which the positions lie, (S_k,) int32, ascending, with others among
+        them or not; by default all cells.
 
     Returns:
-      The parameters and terms, one array per map: (B, S, 2d) of the finest, (B, H_k·W_k, 2d) of the others.
+      The parameters, and of each map "cells" (S_k,), "places" (S,), which of these cells a position lies in, and
+      "terms" (B, S_k, 2d), what the condition adds to every block's first layer.
     """
-    height, width = maps[0].shape[:2]
-    terms = {"map0": flow.position_terms(_tables(params, 0, height, width), positions // width, positions % width)}
-    for level in range(1, len(_decoders(params))):
-        terms[f"map{level}"] = _grid_terms(params, level, *maps[level].shape[:2])
-    return {"params": params, "terms": terms}
+    width = maps[0].shape[1]
+    rows, columns = positions // width, positions % width
+    local: dict[str, Any] = {"params": params}
+    for level, m in enumerate(maps[: len(_decoders(params))]):
+        tall, wide = m.shape[:2]
+        if level == 0:
+            cells, places = positions, jnp.arange(len(positions))
+        else:
+            cells = jnp.arange(tall * wide) if coarser is None else coarser[level - 1]
+            own = rows * tall // maps[0].shape[0] * wide + columns * wide // width
+            places = jnp.searchsorted(cells, own)
+        terms = flow.position_terms(_tables(params, level, tall, wide), cells // wide, cells % wide)
+        local[f"map{level}"] = {"cells": cells, "places": places, "terms": terms}
+    return local
 
 
-def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
+def local_scores(local: dict[str, Any], maps: Maps, positions: jax.Array) -> jax.Array:
     """`summands` at the positions that `localize` was given: (S,)."""
-    return _shares(local["params"], maps, list(local["terms"].values()), positions)
+    params, total = local["params"], jnp.zeros(len(positions))
+    height, width = maps[0].shape[:2]
+    for level in range(len(_decoders(params))):
+        m, own = maps[level], local[f"map{level}"]
+        found = _per_channel(params, level, m.reshape(-1, m.shape[-1])[own["cells"]], own["terms"])
+        shared = (height // m.shape[0]) * (width // m.shape[1])  # the positions that a cell counts for
+        total = total + _cost(params, found, m.shape[-1])[own["places"]] / shared
+    return total

@@ -8,6 +8,7 @@ covariance is unbiased and regularised.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -166,9 +167,9 @@ def score(params: Params, maps: Maps) -> jax.Array:
     return jnp.sqrt(jnp.maximum(squared_distances(params, maps), 0.0))
 
 
-def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
+def localize(params: Params, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Params:
     """The statistics of some positions only, for the solver; `positions` is (S,) int32 in row-major order."""
-    del maps
+    del maps, coarser
     return {k: v[positions] if v.ndim > 1 else v for k, v in params.items()}
 
 

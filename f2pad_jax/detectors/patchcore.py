@@ -6,6 +6,7 @@ k-center coreset chosen in a random projection (amazon-science/patchcore-inspect
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -109,17 +110,19 @@ def _embedded(maps: Maps, scale: jax.Array, positions: jax.Array) -> jax.Array:
     return features.reshape(-1, features.shape[-1])[positions]
 
 
-def localize(params: Params, maps: Maps, positions: jax.Array) -> Params:
+def localize(params: Params, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Params:
     """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
 
     Args:
       params: of `fit`.
       maps: features of n⁽⁰⁾.
       positions: (S,) int32 in row-major order on the second map's grid.
+      coarser: unused, part of the detectors' common signature.
 
     Returns:
       scale (D,), candidates (S, M, D), norm (S, M).
     """
+    del coarser
     features = _embedded(maps, params["scale"], positions)
     _, nearest = jax.lax.top_k(-_squared_to_bank(params, features), min(CANDIDATES, len(params["bank"])))
     return {
