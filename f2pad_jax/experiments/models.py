@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.errors import InputError
@@ -78,7 +78,7 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
 
     Args:
       made: the recipe.
-      out: the results folder; what tuning chose is kept in its `models/`.
+      out: the results folder; what tuning chose, and the training of flows, is kept in its `models/`.
       category: the recipe's pictures.
       extractor: the detector's network.
 
@@ -93,15 +93,12 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
         if made.shots > len(train):
             raise InputError(f"there are {len(train)} training pictures, not {made.shots}")
         train = train[draw_shots(len(train), made.shots, seed=made.seed)]
-    model = fit(
-        train,
-        detector=made.detector,
-        extractor=extractor,
-        seed=made.seed,
-        options={"used": maps_of_shots(made.shots)} if made.detector == "cflow" else {},
-    )
-    fitted = time.perf_counter()
     path = make_folder(out / "models") / f"{made.name}.json"
+    options: dict[str, Any] = {}
+    if made.detector == "cflow":  # the one whose training takes minutes
+        options = {"used": maps_of_shots(made.shots), "checkpoint": path.with_suffix("")}
+    model = fit(train, detector=made.detector, extractor=extractor, seed=made.seed, options=options)
+    fitted = time.perf_counter()
     if path.is_file():
         return _as_chosen(model, path)
     if made.tuning != DEFAULT:

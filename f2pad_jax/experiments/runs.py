@@ -1,11 +1,12 @@
 """Units of work: one category, detector, number of training pictures and variant, kept picture by picture.
 
 A results folder holds `plan.json` (what its parts have in common), `sets/<category>` (the pictures), `models/` (what
-tuning chose, so that a run that goes on need not tune again) and `parts/<unit>/`: `unit.json` about the model, and for
-each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png` and, where the backbone is not that of the full method,
-`NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is written last; `NNN_failed.json` tells why one
-is not. Times are measured per picture and belong to its part: whatever is made of the parts is a function of them
-alone, so that it has the same bytes in one go, after interruptions, or merged from several machines.
+tuning chose and flows that were trained, so that a run that goes on need do neither again) and `parts/<unit>/`:
+`unit.json` about the model, and for each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png` and, where the
+backbone is not that of the full method, `NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is
+written last; `NNN_failed.json` tells why one is not. Times are measured per picture and belong to its part: whatever
+is made of the parts is a function of them alone, so that it has the same bytes in one go, after interruptions, or
+merged from several machines.
 """
 
 from __future__ import annotations
