@@ -80,7 +80,8 @@ def test_numbers_are_chosen_together_with_the_best_so_far(
     assert tuned.tuned_on == "oracle"
     assert len(tuned.mixture.mean) <= 16
     assert model.settings == Settings()
-    assert {one for one in seen if one[0] != 4.5} == {(3.0, 1.0, 8), (2.0, 1.0, 8)}
+    assert {one for one in seen if one[0] != 4.5} == {(beta0, 1.0, 8) for beta0 in (2.0, 2.5, 3.0)}
+    assert [seen.count((beta0, 1.0, 8)) for beta0 in (2.0, 2.5, 3.0)] == [1, 1, 2]  # the first two do not lead
 
 
 def test_ties_keep_what_was_given(tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch) -> None:
