@@ -15,7 +15,7 @@ from f2pad_jax.pipeline import begin, find_masks, find_region, masking
 
 COUNT = 8  # synthetic pictures that a setting is judged by; those that do not lead after half of them are dropped
 BETA0 = (2.0, 2.5, 3.0, 4.5)
-ALPHA1 = (0.3, 1.0, 3.0)
+ALPHA1 = (0.5, 1.0, 2.0)
 COMPONENTS = (4, 8, 16)
 LEAST = 0.005  # gain in mean IoU that is worth another setting
 

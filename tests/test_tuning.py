@@ -57,7 +57,7 @@ def test_a_mistyped_choice_is_named(name: str) -> None:
 def test_numbers_are_chosen_together_with_the_best_so_far(
     tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stand-in solve is right for β0 = 4.5 alone, then for α1 = 0.3 with it, then for 16 Gaussians as well."""
+    """The stand-in solve is right for β0 = 4.5 alone, then for α1 = 0.5 with it, then for 16 Gaussians as well."""
     seen = []
 
     def find_masks(jobs: Sequence[pipeline.Job], *, title: str) -> Iterator[tuple[int, np.ndarray, None]]:
@@ -65,7 +65,7 @@ def test_numbers_are_chosen_together_with_the_best_so_far(
             s = job.model.settings
             assert job.beta == s.beta0
             seen.append((s.beta0, s.alpha1, s.components))
-            right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.3) + int(s.components == 16)
+            right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.5) + int(s.components == 16)
             found = truth.copy()
             found[: 3 - right] = False
             yield index, found, None
@@ -76,7 +76,7 @@ def test_numbers_are_chosen_together_with_the_best_so_far(
     images = np.stack([tiny_model.held_out[0]] * 2)
     model = tiny_model.__class__(**{**tiny_model.__dict__, "region_threshold": -1.0})
     tuned = tuning.tune(model, oracle=(images, np.stack([truth] * 2)))
-    assert tuned.settings[:4] == (0.3, model.settings.alpha2, 4.5, 16)
+    assert tuned.settings[:4] == (0.5, model.settings.alpha2, 4.5, 16)
     assert tuned.tuned_on == "oracle"
     assert len(tuned.mixture.mean) <= 16
     assert model.settings == Settings()
