@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from piecework import IMAGES, SIZE, TRAIN, shrink, small_worker
@@ -18,6 +19,7 @@ from solving import tiny_extractor
 from f2pad_jax import pipeline
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
+from f2pad_jax.detectors import cflow_training
 from f2pad_jax.experiments import command, models, paper, registry, runs, sets, tables, variants
 from f2pad_jax.fitting import refit_mixture, score_maps
 from f2pad_jax.pipeline import find_region, segment_many
@@ -237,6 +239,18 @@ def test_settings_are_tuned_once_on_synthetic_anomalies(tmp_path: Path, monkeypa
     assert experiment("table1", one, *asked, "--oracle") == 2
     assert experiment("table1", tmp_path / "three", *asked, "--oracle") == 0
     np.testing.assert_array_equal(seen[-1][1], sets.read_category(one / "sets" / "brick").masks)
+
+
+def test_flows_are_trained_once(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    category, made = sets.read_category(whole / "sets" / "brick"), models.Recipe("brick", "cflow", None, 0, "default")
+    monkeypatch.setattr(cflow_training, "STEPS", 2)
+    monkeypatch.setattr(cflow_training, "PATIENCE", 1)
+    first, seconds = models.make_model(made, tmp_path, category, tiny_extractor())
+    monkeypatch.setattr(cflow_training, "_run", lambda *_: pytest.fail("trained again"))
+    again, same = models.make_model(made, tmp_path, category, tiny_extractor())
+    assert same == seconds
+    for one, other in zip(jax.tree.leaves(first.params), jax.tree.leaves(again.params), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(
