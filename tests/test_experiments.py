@@ -265,7 +265,9 @@ def test_results_of_several_folders_are_joined(whole: Path, tmp_path: Path, caps
     first, second = (Path(shutil.copytree(whole, tmp_path / "results" / name)) for name in ("a", "b"))
     assert experiment("fig6", first, *ONE) == 0
     own = (first / "RESULTS.md").read_text("utf-8")
-    assert re.findall(r"^## (.*)", own, re.MULTILINE) == ["Table I, textures", "Figure 6, textures"]
+    assert re.findall(r"^## (.*)", own, re.MULTILINE) == [
+        f"{section}, textures, default settings" for section in ("Table I", "Figure 6")
+    ]
     assert "](fig6.png)" in own
     assert main(["experiment", "results", str(first), str(second), "--out", str(tmp_path)]) == 0
     page = (tmp_path / "RESULTS.md").read_text("utf-8")

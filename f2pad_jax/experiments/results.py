@@ -13,7 +13,7 @@ from f2pad_jax import __version__, report
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper
-from f2pad_jax.experiments.models import Unit
+from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit
 from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
 from f2pad_jax.experiments.runs import blame, solved
 from f2pad_jax.experiments.sets import Category
@@ -21,6 +21,7 @@ from f2pad_jax.experiments.tables import Done, markdown, read_done
 from f2pad_jax.output import make_folder, write_bytes, write_json
 
 PAGE = "RESULTS.md"
+WAYS = {DEFAULT: "default settings", SYNTHETIC: "tuned on synthetic anomalies", ORACLE: "tuned on the test set"}
 _LINK = re.compile(r"\]\((?![a-z]+:|#)")  # to a file beside the page
 
 
@@ -103,12 +104,12 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
         for made in finished:
             facts = json.loads((folder / f"{made.name}.json").read_text("utf-8"))["protocol"]
             machines |= {*facts["machines"]}
-            title = f"{made.section}, {facts['dataset']}"
+            title = f"{made.section}, {facts['dataset']}, {WAYS[facts['tuning']]}"
             anchor = f"{made.name}-{number + 1}"
             contents.append([f"[{title}](#{anchor})", f"`{facts['command']}`", f"{facts['time']:.0f}"])
-            first, _, rest = (folder / f"{made.name}.md").read_text("utf-8").partition("\n")
+            _, _, rest = (folder / f"{made.name}.md").read_text("utf-8").partition("\n")
             text = _LINK.sub("](" if way == "." else f"]({way}/", rest)
-            sections.append(f'<a id="{anchor}"></a>\n\n#{first}, {facts["dataset"]}\n{text}')
+            sections.append(f'<a id="{anchor}"></a>\n\n## {title}\n{text}')
     head = markdown(["", "command", "seconds of fits, tuning and solves"], contents)
     page = f"# Results\n\nMade by `f2pad experiment` on {'; '.join(sorted(machines))}.\n\n{head}\n"
     make_folder(out)
