@@ -110,7 +110,7 @@ def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
 
     def cells(wanted: np.ndarray, fine: int, coarse: int) -> np.ndarray:
         grid = side // coarse
-        return wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3))
+        return np.asarray(wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3)))
 
     near = ndimage.binary_dilation(cells(region, 1, strides[0]), SQUARE)
     wanted = [np.flatnonzero(cells(near, strides[0], stride)) for stride in strides]
@@ -322,7 +322,7 @@ def segment_many(
         return []
     began = time.perf_counter()
     maps = score_maps(model, images) if initial_maps is None else initial_maps
-    found = segment_regions(model, images, maps, [find_region(model, scores) for scores in maps], title=title)
+    found = segment_regions(model, images, list(maps), [find_region(model, scores) for scores in maps], title=title)
     seconds = (time.perf_counter() - began) / len(images)
     return [result._replace(seconds=seconds) for result in found]
 
