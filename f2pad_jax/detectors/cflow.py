@@ -110,9 +110,7 @@ def _accept(maps: tuple[np.ndarray, ...], imported: Sequence[tuple[flow.Params, 
 
 def _likeliest(params: Params, level: int, m: np.ndarray) -> jax.Array:
     """The highest log-likelihood per channel that any training feature of a map reaches, ()."""
-    height, width = m.shape[1:3]
-    rows, columns = (jnp.asarray(axis.ravel()) for axis in np.indices((height, width)))
-    terms = flow.position_terms(_tables(params, level, height, width), rows, columns)
+    terms = _terms(params, level, m.shape[1:3])
     highest = jax.jit(lambda one: jnp.max(_per_channel(params, level, one.reshape(-1, one.shape[-1]), terms)))
     return jnp.max(jnp.stack([highest(one) for one in m]))
 
@@ -131,19 +129,13 @@ def _per_channel(params: Params, level: int, features: jax.Array, terms: jax.Arr
         return flow.log_prob(decoder["flow"], standard, terms, spec=spec) / channels
 
 
-def _tables(params: Params, level: int, height: int, width: int) -> flow.Pair:
+def _terms(params: Params, level: int, shape: tuple[int, ...], cells: jax.Array | None = None) -> jax.Array:
+    """What the condition adds in some cells of a map of this height and width, by default in all: (B, P, 2d)."""
+    height, width = shape
+    cells = jnp.arange(height * width) if cells is None else cells
     with jax.default_matmul_precision("highest"):
-        return flow.position_tables(params[f"map{level}"]["flow"], height, width)
-
-
-def _grid_terms(params: Params, level: int, height: int, width: int) -> jax.Array:
-    across, down = _tables(params, level, height, width)
-    return (down[:, :, None] + across[:, None]).reshape(len(down), height * width, -1)
-
-
-def _grid(params: Params, level: int, m: jax.Array, terms: jax.Array) -> jax.Array:
-    """Log-likelihood per channel at every position of a map (H, W, C): (H, W)."""
-    return _per_channel(params, level, m.reshape(-1, m.shape[-1]), terms).reshape(m.shape[:2])
+        tables = flow.position_tables(params[f"map{level}"]["flow"], height, width)
+    return flow.position_terms(tables, cells // width, cells % width)
 
 
 def _cost(params: Params, per_channel: jax.Array, channels: int) -> jax.Array:
@@ -166,7 +158,8 @@ def score(params: Params, maps: Maps) -> jax.Array:
     missing = jnp.zeros((height, width))
     for level, decoder in enumerate(_decoders(params)):
         m = maps[level]
-        found = _grid(params, level, m, _grid_terms(params, level, *m.shape[:2]))
+        terms = _terms(params, level, m.shape[:2])
+        found = _per_channel(params, level, m.reshape(-1, m.shape[-1]), terms).reshape(m.shape[:2])
         lost = -jnp.expm1(jnp.minimum(found - decoder["reference"], 0.0))
         with jax.default_matmul_precision("highest"):
             missing = missing + _stretch(m.shape[0], height) @ lost @ _stretch(m.shape[1], width).T
@@ -210,8 +203,7 @@ def localize(
             cells = jnp.arange(tall * wide) if coarser is None else coarser[level - 1]
             own = rows * tall // maps[0].shape[0] * wide + columns * wide // width
             places = jnp.searchsorted(cells, own)
-        terms = flow.position_terms(_tables(params, level, tall, wide), cells // wide, cells % wide)
-        local[f"map{level}"] = {"cells": cells, "places": places, "terms": terms}
+        local[f"map{level}"] = {"cells": cells, "places": places, "terms": _terms(params, level, (tall, wide), cells)}
     return local
 
 
