@@ -35,7 +35,7 @@ from f2pad_jax.fitting import Model, score_maps
 from f2pad_jax.metrics import iou
 from f2pad_jax.objective import Problem, objective
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pipeline import Start, begin, clean, find_region, lane, masking
+from f2pad_jax.pipeline import Start, begin, clean, find_region, lane, masking, method_of
 from f2pad_jax.settings import Settings
 from f2pad_jax.solver import Lane, Method, State, init, step
 from f2pad_jax.solver.step import RUNNING
@@ -95,7 +95,8 @@ TRIALS: dict[str, Trial] = {
     "start from x": Trial({"start": "image"}),
     "start from the harmonic fill": Trial({"start": "harmonic"}),
     "start from the matching fill": Trial({"start": "matching"}),
-    "no gradient sharing": Trial({"sharing_radius": 0}),
+    "neighbours share ‖a‖ and the gradient": Trial({"sharing": "all"}),
+    "neighbours share nothing": Trial({"sharing": "none"}),
     "3 × 3 opening": Trial({"cleaning": "opening"}),
     "β0 = 1.5": Trial({"beta0": 1.5}, comparable=False),
     "β0 = 6": Trial({"beta0": 6.0}, comparable=False),
@@ -142,7 +143,7 @@ def solved(model: Model, one: Lane, schedule: str) -> tuple[np.ndarray, int, flo
         descend,
         model.extractor,
         detector=get_detector(model.detector),
-        method=Method(model.settings.sparsity, model.settings.step_size),
+        method=method_of(model.settings),
         schedule=schedule,
     )
     one = jax.tree.map(jnp.asarray, one)
@@ -201,7 +202,7 @@ def tried(name: str, category: str, detector: str, images: int) -> Iterator[dict
         extra, more = 0.0, 0.0
         if trial.coarse is not None:
             anomaly, count, more = coarse_anomaly(coarse_model(category, detector), case)
-            start, extra = Start(x - anomaly, start.anchor, trial.coarse), count / 4
+            start, extra = Start(x - anomaly, start.anchor, trial.coarse, start.filled), count / 4
         normal, iterations, seconds = solved(model, lane(masking(model, x, case.region, start)), trial.schedule)
         changed = np.linalg.norm(x - normal, axis=-1) > model.settings.smallest
         objective_value = value(normal, case.problem, extractor=model.extractor, detector=get_detector(model.detector))

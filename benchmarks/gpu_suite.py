@@ -98,7 +98,7 @@ def assemble(options: Options, extent: Extent) -> Suite:
         region = find_region(model, scores)
         if region.any():
             x = normalize(image)
-            start = Start(x, harmonic_fill(x, region), model.settings.warm_up)
+            start = Start(x, harmonic_fill(x, region), model.settings.warm_up, filled=False)
             jobs.append(masking(model, x, region, start))
             truths.append(truth)
             covered.append(float((scores > model.threshold).mean()))

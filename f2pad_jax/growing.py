@@ -84,7 +84,7 @@ def segment_growing(model: Model, images: np.ndarray, *, rounds: int = ROUNDS) -
             images[grown],
             [found[k].result.score_map for k in grown],
             [found[k].region for k in grown],
-            starts=[Start(normal, normal, model.settings.warm_up) for normal in normals],
+            starts=[Start(normal, normal, model.settings.warm_up, filled=False) for normal in normals],
         )
         for k, result in zip(grown, again, strict=True):
             before = found[k].result

@@ -20,7 +20,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
 from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
-from f2pad_jax.optim.sharing import sharing_weights
+from f2pad_jax.optim.sharing import sharing_weights, unshared
 from f2pad_jax.settings import Settings
 from f2pad_jax.solver import CONVERGED, NON_FINITE, Lane, Method, Rates, Solution, solve_lanes
 
@@ -138,10 +138,12 @@ def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Arra
     return detector.localize(params, maps, positions, coarser)
 
 
-_sharing_weights = jax.jit(sharing_weights, static_argnames="radius")
+_sharing_weights = jax.jit(sharing_weights)
 
 
-def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float) -> Problem:
+def prepare(
+    model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float, shared: bool = True
+) -> Problem:
     """Everything that stays fixed during the solve of one image.
 
     Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
@@ -153,6 +155,7 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
       region: (S, S) bool, where n is free.
       anchor: the picture whose features choose PatchCore's candidates M_ij, like x.
       beta: weight of sparsity.
+      shared: whether neighbours share at all.
     """
     detector = get_detector(model.detector)
     positions, present, coarser = affected(region, _strides(model))
@@ -161,10 +164,11 @@ def prepare(model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndar
     )
     typical = jnp.maximum(model.scales.score, _median_summand(detector, model.params, own_maps))
     settings = model.settings
+    sharing = _sharing_weights(image)
     return Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(region),
-        sharing=_sharing_weights(image, radius=settings.sharing_radius),
+        sharing=sharing if shared else unshared(sharing),
         feature=FeatureLoss(
             jnp.asarray(positions),
             jnp.asarray(present),
@@ -189,6 +193,7 @@ class Start(NamedTuple):
     normal: np.ndarray  # n⁽⁰⁾
     anchor: np.ndarray  # the filled picture, whose features choose PatchCore's candidates M_ij
     warm_up: int  # iterations without sparsity
+    filled: bool  # whether n⁽⁰⁾ is the fill
 
 
 def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
@@ -202,8 +207,8 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     filled, error = fill(image, region, model, kind=settings.start if settings.start in FILLS else "matching")
     from_image = settings.start == "image" or (settings.start == "auto" and error > settings.trusted)
     if from_image:
-        return Start(image, filled, settings.warm_up)
-    return Start(filled, filled, 0)
+        return Start(image, filled, settings.warm_up, filled=False)
+    return Start(filled, filled, 0, filled=True)
 
 
 class Job(NamedTuple):
@@ -237,13 +242,18 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
                 (lane(jobs[index]) for index in members),
                 extractor=model.extractor,
                 detector=get_detector(model.detector),
-                method=Method(model.settings.sparsity, model.settings.step_size),
+                method=method_of(model.settings),
                 width=_width(len(members), devices),
                 devices=devices,
             )
             for place, solution in finished:
                 bar.update()
                 yield members[place], solution
+
+
+def method_of(settings: Settings) -> Method:
+    """What settings say about the compiled step."""
+    return Method(settings.sparsity, settings.step_size, settings.sharing)
 
 
 def _strides(model: Model) -> tuple[int, ...]:
@@ -262,7 +272,9 @@ def _width(count: int, devices: Sequence[Any]) -> int:
 def lane(job: Job) -> Lane:
     """A job as the solver takes it."""
     s = job.model.settings
-    problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta)
+    # From x, a faint anomaly whose pixels decide together vanishes as a whole.
+    shared = s.sharing == "all" or job.start.filled
+    problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta, shared=shared)
     rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience, s.rise)
     return Lane(job.start.normal, problem, rates, job.limit)
 
@@ -291,7 +303,7 @@ def find_masks(jobs: Sequence[Job], *, title: str | None = None) -> Iterator[tup
 def estimation(model: Model, image: np.ndarray, mask: np.ndarray) -> Job:
     """The job of step 6, re-estimation: minimises F without sparsity on the final mask only, from a fresh fill."""
     filled, limit = fill(image, mask, model, kind="matching").filled, model.settings.refine
-    return Job(model, image, mask, Start(filled, filled, limit), 0.0, limit)
+    return Job(model, image, mask, Start(filled, filled, limit, filled=True), 0.0, limit)
 
 
 def segment_many(

@@ -28,7 +28,8 @@ class Settings(NamedTuple):
       dilation: pixels by which the region is enlarged.
       largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
         reach 0.13.
-      sharing_radius: ks of Eq. (13) in pixels; 0 shares nothing.
+      sharing: what neighbours share with the weights of Eq. (14): "norm" (‖a‖, by which the proximal step decides, in
+        solves that start from a fill), "all" (that and the gradient, in every solve) or "none".
       start: n⁽⁰⁾: "image" (x itself), "matching", "harmonic" or "autoencoder" (fills of the region; the last
         needs an inpainter), or "auto": the matching fill where it is trusted, else x.
       trusted: error of the matching fill in the region's surroundings up to which it is trusted, normalised colour.
@@ -53,7 +54,7 @@ class Settings(NamedTuple):
     refine: int = 20
     dilation: int = 4
     largest: float = 0.25
-    sharing_radius: int = 5
+    sharing: Literal["norm", "all", "none"] = "norm"
     start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
     trusted: float = 0.7
     smallest: float = 0.0
@@ -85,6 +86,7 @@ class Settings(NamedTuple):
             start="harmonic",
             smallest=0.45,
             cleaning="opening",
+            sharing="all",
             sparsity="gradient",
             step_size="adaptive",
         )

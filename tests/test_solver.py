@@ -55,11 +55,12 @@ def value(extractor: Extractor, case: Case, normal: jax.Array) -> float:
 # One step
 
 
+@pytest.mark.parametrize("sharing", ["norm", "all", "none"])
 @pytest.mark.parametrize("method", METHODS[1:3], ids="-".join)
-def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Method) -> None:
+def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Method, sharing: Any) -> None:
     """Order and formulas of the whole iteration: ∇F, sharing, clipping, Adan, γ, sparsity, projection."""
     rates = RATES._replace(warm_up=0, rise=64.0)
-    beta = 2.0
+    beta, method = 2.0, method._replace(sharing=sharing)
     problem = with_beta(padim.problem, beta)
     image = np.asarray(padim.problem.image, float)
     smooth = with_beta(problem, 0.0 if method.sparsity == "proximal" else beta)
@@ -74,7 +75,10 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
     for t in range(1, 5):
         np.testing.assert_allclose(state.normal, normal, atol=2e-5)
         normal = np.asarray(state.normal, float)
-        gradient = np.asarray(share(slope(state.normal), problem.sharing), float).clip(-5, 5)
+        gradient = slope(state.normal)
+        if sharing == "all":
+            gradient = share(gradient, problem.sharing)
+        gradient = np.asarray(gradient, float).clip(-5, 5)
         difference = gradient - previous if t > 1 else np.zeros_like(image)
         m, v = 0.98 * m + 0.02 * gradient, 0.92 * v + 0.08 * difference
         n, previous = 0.99 * n + 0.01 * (gradient + 0.92 * difference) ** 2, gradient
@@ -88,7 +92,8 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
         if method.sparsity == "proximal":
             weight = beta / np.mean(metric / size, axis=-1)
             own = np.linalg.norm(image - normal, axis=-1, keepdims=True)
-            length = np.asarray(share(jnp.asarray(own, jnp.float32), problem.sharing), float)[..., 0]
+            near = own if sharing == "none" else share(jnp.asarray(own, jnp.float32), problem.sharing)
+            length = np.asarray(near, float)[..., 0]
             normal = image - shrunk(image - normal, weight, length)
         normal = np.where(REGION[..., None], np.clip(normal, lowest, highest), image)
         state, info = advance(state, problem, rates)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from typing import Any
 
@@ -26,12 +27,15 @@ def test_a_process_that_dies_loses_its_piece_alone() -> None:
     assert not multiprocessing.active_children()
 
 
-def test_an_interruption_ends_the_processes() -> None:
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_an_interruption_ends_the_processes(number: int, error: type[BaseException]) -> None:
     def interrupted(_: Any) -> None:
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), number)
+        time.sleep(10)  # until the signal has come
 
-    started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
+    started, handler = time.monotonic(), signal.getsignal(signal.SIGTERM)
+    with pytest.raises(error):
         share_out([99, 99], begin, jobs=2, tell=interrupted, on_loss=interrupted)
     assert not multiprocessing.active_children()
     assert time.monotonic() - started < 300
+    assert signal.getsignal(signal.SIGTERM) is handler

@@ -14,7 +14,7 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.pipeline import Segmentation, clean, find_region, lane, masking, segment_many
+from f2pad_jax.pipeline import Segmentation, clean, find_region, lane, masking, method_of, segment_many
 from f2pad_jax.priors import log_penalty
 from f2pad_jax.solver import RUNNING, Lane, Method, init, step
 
@@ -63,7 +63,7 @@ def trace(model: Model, images: np.ndarray) -> list[Curves]:
       model: as fitted or tuned.
       images: uint8 RGB (N, S, S, 3).
     """
-    ways = {"shared": model, "plain": replace(model, settings=model.settings._replace(sharing_radius=0))}
+    ways = {"shared": model, "plain": replace(model, settings=model.settings._replace(sharing="none"))}
     found = []
     for image, scores, result in zip(images, score_maps(model, images), segment_many(model, images), strict=True):
         region, x = find_region(model, scores), normalize(image)
@@ -74,7 +74,7 @@ def trace(model: Model, images: np.ndarray) -> list[Curves]:
                 model.extractor,
                 lane(masking(candidate, x, region)),
                 detector=get_detector(model.detector),
-                method=Method(model.settings.sparsity, model.settings.step_size),
+                method=method_of(candidate.settings),
                 limit=model.settings.limit,
             )
             losses[way] = [float(value) for value in np.asarray(values)[: int(count)]]

@@ -21,11 +21,11 @@ from f2pad_jax.settings import Settings
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES = "full", "curves"
-ABLATIONS: dict[str, dict[str, float]] = {
+ABLATIONS: dict[str, dict[str, Any]] = {
     "initialisation": {},
     "no-pixel-prior": {"alpha1": 0.0},
     "no-sparsity": {"beta0": 0.0},
-    "no-sharing": {"sharing_radius": 0},
+    "no-sharing": {"sharing": "none"},
 }
 OWN_RULES = {  # threshold of the backbone's mask and of the region, from one picture's scores
     "otsu": threshold_otsu,

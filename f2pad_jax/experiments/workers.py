@@ -17,6 +17,7 @@ from tqdm import tqdm
 Tell = Callable[[Any], None]
 Work = Callable[[Any, Tell], None]
 
+TERMINATED = 128 + signal.SIGTERM  # exit status, as a shell gives it
 _DONE = None  # what a worker sends after its last message about a piece
 
 
@@ -36,7 +37,7 @@ class _NoTerminal(io.TextIOBase):
 def share_out(
     pieces: Sequence[Any], begin: Callable[[], Work], *, jobs: int, tell: Tell, on_loss: Callable[[Any], None]
 ) -> None:
-    """Does all pieces in several processes, which end with this call, be it by an exception.
+    """Does all pieces in several processes, which end with this call, be it by an exception or by SIGTERM.
 
     Args:
       pieces: what there is to do, long ones first at best; anything that can be pickled but None.
@@ -44,6 +45,10 @@ def share_out(
       jobs: most processes.
       tell: called here with each message of a worker, in the order that it sent them.
       on_loss: called with a piece whose process ended before it was done; another process takes its place.
+
+    Raises:
+      SystemExit: at SIGTERM, which would otherwise end this process alone.
+      ValueError: not called in the main thread, which signals need.
     """
     context = multiprocessing.get_context("spawn")
     waiting = deque(pieces)
@@ -57,6 +62,7 @@ def share_out(
         busy[ours] = process, waiting.popleft()
         ours.send(busy[ours][1])
 
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))
     try:
         for _ in range(min(jobs, len(pieces))):
             start()
@@ -84,6 +90,7 @@ def share_out(
                     line.close()  # ends the worker
                     process.join()
     finally:
+        signal.signal(signal.SIGTERM, before)
         for process, _ in busy.values():
             process.terminate()
         for line, (process, _) in busy.items():

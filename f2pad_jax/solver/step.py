@@ -31,13 +31,16 @@ class Method(NamedTuple):
     """Choices that change the compiled step; static under `jit`.
 
     Attributes:
-      sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros, with ‖a‖ shared among
-        neighbours like the gradient; "gradient" adds β·l_a to the loss, as the paper does.
+      sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros; "gradient" adds β·l_a to
+        the loss, as the paper does.
       step_size: "constant", or "adaptive" as in Eq. (15).
+      sharing: what neighbours share: "norm" is ‖a‖, by which the proximal step decides; "all" is that and the
+        gradient, as in the paper.
     """
 
     sparsity: Literal["proximal", "gradient"] = "proximal"
     step_size: Literal["constant", "adaptive"] = "constant"
+    sharing: Literal["norm", "all", "none"] = "norm"
 
 
 class Rates(NamedTuple):
@@ -81,9 +84,10 @@ class Info(NamedTuple):
     terms: Terms
 
 
-def optimiser(problem: Problem, rates: Rates) -> optax.GradientTransformation:
-    """Gradient sharing, clipping, Adan: the direction of a step before its size."""
-    return optax.chain(share_gradients(problem.sharing), clip_elements(rates.clip), scale_by_adan(eps=rates.damping))
+def optimiser(problem: Problem, rates: Rates, method: Method = Method()) -> optax.GradientTransformation:
+    """Gradient sharing where asked for, clipping, Adan: the direction of a step before its size."""
+    sharing = share_gradients(problem.sharing) if method.sharing == "all" else optax.identity()
+    return optax.chain(sharing, clip_elements(rates.clip), scale_by_adan(eps=rates.damping))
 
 
 def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
@@ -123,7 +127,7 @@ def step(
 
     (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
     # Adan's long memory would go on pushing pixels away from x: it starts afresh when sparsity sets in.
-    transform = optimiser(problem, rates)
+    transform = optimiser(problem, rates, method)
     remembered = jax.tree.map(
         lambda kept, fresh: jnp.where(state.count == rates.warm_up, fresh, kept),
         state.optimiser,
@@ -142,8 +146,10 @@ def step(
         # One threshold per pixel, in the metric of Adan's step.
         metric = jnp.mean(adan_denominator(moments[-1], eps=rates.damping) / size, axis=-1)
         anomaly = problem.image - normal
-        # Neighbours of like colour share the length that decides, so that a defect does not vanish in specks.
-        length = share(pixel_norm(anomaly)[..., None], problem.sharing)[..., 0]
+        length = pixel_norm(anomaly)
+        if method.sharing != "none":
+            # Neighbours of like colour decide together, so that a defect does not vanish in specks.
+            length = share(length[..., None], problem.sharing)[..., 0]
         normal = problem.image - prox_log_penalty(anomaly, beta / metric, length)
     normal = project(normal, problem.image, problem.region)
     value = jnp.sum(jnp.stack(parts))
