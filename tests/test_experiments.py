@@ -368,11 +368,12 @@ def test_variants_change_one_thing_each(whole: Path) -> None:
     assert not loose.mask[~region].any()
     curve, _, extra = solve("curves")
     np.testing.assert_array_equal(curve.mask, segment_many(model, image)[0].mask)
-    shared, plain = extra["losses"]["shared"], extra["losses"]["plain"]
-    assert shared[0] == pytest.approx(plain[0])
-    assert shared[-1] < shared[0]
-    assert min(shared + plain) >= 0
-    assert 0 < len(shared) <= model.settings.limit
+    losses = extra["losses"]
+    assert list(losses) == ["shared", "gradient", "plain"]
+    for values in losses.values():
+        assert values[0] == pytest.approx(losses["plain"][0])
+        assert 0 <= values[-1] < values[0]
+        assert 0 < len(values) <= model.settings.limit
 
 
 def test_every_experiment_of_the_paper_draws_and_tabulates(tmp_path: Path, whole: Path) -> None:

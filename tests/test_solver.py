@@ -185,9 +185,9 @@ def test_a_batch_is_solved_as_one_by_one(extractor: Extractor, name: str) -> Non
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[c.problem for c in cases])
     starts = jnp.stack([c.start for c in cases])
     together = jax.jit(jax.vmap(partial(solve, extractor=extractor, detector=detector), in_axes=(0, 0, None, None)))(
-        starts, stacked, RATES, 150
+        starts, stacked, RATES, 400
     )
-    alone = [run(extractor, c.start, c.problem, RATES, 150, detector=detector) for c in cases]
+    alone = [run(extractor, c.start, c.problem, RATES, 400, detector=detector) for c in cases]
     counts = [int(s.iterations) for s in alone]
     assert len(set(counts)) > 2, counts
     assert together.iterations.tolist() == counts

@@ -1,4 +1,4 @@
-"""Figure 10: how F falls with gradient sharing and without."""
+"""Figure 10: how F falls with what neighbours share."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from f2pad_jax.solver import RUNNING, Lane, Method, init, step
 
 
 class Curves(NamedTuple):
-    """Two solves of one picture.
+    """Three solves of one picture.
 
     Attributes:
-      result: with gradient sharing.
-      plain: the mask without it, (H, W) bool.
-      losses: F before every step, of "shared" and "plain"; nothing where there was nothing to solve.
+      result: as the settings say.
+      plain: the mask where nothing is shared, (H, W) bool.
+      losses: F before every step where ‖a‖ is shared ("shared", as the settings say), the gradient as well
+        ("gradient"), and nothing ("plain"); empty where there was nothing to solve.
     """
 
     result: Segmentation
@@ -57,13 +58,17 @@ def _trajectory(
 
 
 def trace(model: Model, images: np.ndarray) -> list[Curves]:
-    """Solves pictures twice, step by step.
+    """Solves pictures in three ways, step by step.
 
     Args:
       model: as fitted or tuned.
       images: uint8 RGB (N, S, S, 3).
     """
-    ways = {"shared": model, "plain": replace(model, settings=model.settings._replace(sharing="none"))}
+    ways = {
+        "shared": model,
+        "gradient": replace(model, settings=model.settings._replace(sharing="all")),
+        "plain": replace(model, settings=model.settings._replace(sharing="none")),
+    }
     found = []
     for image, scores, result in zip(images, score_maps(model, images), segment_many(model, images), strict=True):
         region, x = find_region(model, scores), normalize(image)

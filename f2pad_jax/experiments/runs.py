@@ -140,7 +140,7 @@ def load_unit(unit: Unit, out: Path, category: Category, pictures: Sequence[int]
 
 
 def plain_mask(unit: Unit, out: Path, index: int) -> np.ndarray:
-    """The mask without gradient sharing that the variant "curves" keeps."""
+    """The mask without sharing that the variant "curves" keeps."""
     return read_mask(_folder(out, unit) / f"{index:03d}_plain.png")
 
 
