@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -139,6 +139,22 @@ def test_cleaning_a_mask() -> None:
     assert dotless[10, 5:50].all()
     assert 0 < dotless.sum() < mask.sum()
     assert not opened[10, 5:50].all()
+
+
+def test_what_neighbours_share_depends_on_the_start(padim: Model, data: tuple[np.ndarray, list[Case]]) -> None:
+    image, mask, _ = data[1][0]
+    x = normalize(image)
+    region = np.asarray(ndimage.binary_dilation(mask, iterations=2), bool)
+
+    def own_weights(start: Any, sharing: Any) -> np.ndarray:
+        settings = padim.settings._replace(start=start, sharing=sharing)
+        sharing_map = pipeline.lane(pipeline.masking(replace(padim, settings=settings), x, region)).problem.sharing
+        return np.asarray(sharing_map.weights[:, sharing_map.offsets.index((0, 0))])
+
+    assert (own_weights("image", "norm") == 1).all()
+    for start, sharing in (("harmonic", "norm"), ("image", "all"), ("harmonic", "all")):
+        weights = own_weights(start, sharing)
+        assert 0.2 < weights.mean() < 0.9, (start, sharing)
 
 
 def test_segmenting_again_gives_the_same(fitted: Fitted) -> None:

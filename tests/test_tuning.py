@@ -43,11 +43,11 @@ def test_the_start_is_the_fill_where_it_is_trusted(
     begun = pipeline.begin(SimpleNamespace(settings=settings), IMAGE, REGION)  # pyright: ignore[reportArgumentType]
     assert begun.normal is (FILLED if from_fill else IMAGE)
     assert begun.anchor is FILLED
-    assert begun.warm_up == (0 if from_fill else 7)
+    assert (begun.filled, begun.warm_up) == ((True, 0) if from_fill else (False, 7))
     assert kinds == ["harmonic" if start == "harmonic" else "matching"]
 
 
-@pytest.mark.parametrize("name", ["start", "cleaning", "sparsity", "step_size"])
+@pytest.mark.parametrize("name", ["start", "cleaning", "sharing", "sparsity", "step_size"])
 def test_a_mistyped_choice_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"settings: {name} is 'proximall'; choose one of"):
         check_settings(Settings()._replace(**{name: "proximall"}))
