@@ -14,6 +14,7 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, score_maps
+from f2pad_jax.objective import Terms, terms
 from f2pad_jax.pipeline import Segmentation, clean, find_region, lane, masking, method_of, segment_many
 from f2pad_jax.priors import log_penalty
 from f2pad_jax.solver import RUNNING, Lane, Method, init, step
@@ -25,8 +26,8 @@ class Curves(NamedTuple):
     Attributes:
       result: as the settings say.
       plain: the mask where nothing is shared, (H, W) bool.
-      losses: F before every step where ‖a‖ is shared ("shared", as the settings say), the gradient as well
-        ("gradient"), and nothing ("plain"); empty where there was nothing to solve.
+      losses: F before every step and at the end where ‖a‖ is shared ("shared", as the settings say), the gradient as
+        well ("gradient"), and nothing ("plain"); empty where there was nothing to solve.
     """
 
     result: Segmentation
@@ -38,7 +39,7 @@ class Curves(NamedTuple):
 def _trajectory(
     extractor: Extractor, solve: Lane, *, detector: Detector, method: Method, limit: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """N when the solve is over, F before each of `limit` steps, and how many of them were taken.
+    """N when the solve is over, F before each of at most `limit` steps and at the end, and how many steps were taken.
 
     F counts sparsity in the warm-up as well, where the solver leaves it out: the curve has one meaning throughout.
     Sparsity is counted from that of n = x, so that F is not negative.
@@ -46,15 +47,19 @@ def _trajectory(
     problem = solve.problem
     least = log_penalty(jnp.zeros_like(problem.image))
 
+    def total(parts: Terms, normal: jax.Array) -> jax.Array:
+        sparsity = problem.coefficients.beta * (log_penalty(problem.image - normal) - least)
+        return parts.feature + parts.pixel + parts.variation + sparsity
+
     def one(state, _):
         after, info = step(state, problem, solve.rates, extractor=extractor, detector=detector, method=method)
-        sparsity = problem.coefficients.beta * (log_penalty(problem.image - state.normal) - least)
-        running = state.status == RUNNING
+        running = (state.status == RUNNING) & (state.count < limit)
         kept = jax.tree.map(lambda new, old: jnp.where(running, new, old), after, state)
-        return kept, info.terms.feature + info.terms.pixel + info.terms.variation + sparsity
+        return kept, total(info.terms, state.normal)
 
-    state, losses = jax.lax.scan(one, init(jnp.asarray(solve.start), problem, solve.rates), length=limit)
-    return state.normal, losses, state.count
+    state, losses = jax.lax.scan(one, init(jnp.asarray(solve.start), problem, solve.rates), length=limit + 1)
+    end = total(terms(state.normal, problem, extractor=extractor, detector=detector), state.normal)
+    return state.normal, losses.at[state.count].set(end), state.count
 
 
 def trace(model: Model, images: np.ndarray) -> list[Curves]:
@@ -82,7 +87,7 @@ def trace(model: Model, images: np.ndarray) -> list[Curves]:
                 method=method_of(candidate.settings),
                 limit=model.settings.limit,
             )
-            losses[way] = [float(value) for value in np.asarray(values)[: int(count)]]
+            losses[way] = [float(value) for value in np.asarray(values)[: int(count) + 1]]
             if way == "plain":
                 changed = np.linalg.norm(x - np.asarray(normal), axis=-1) > model.settings.smallest
                 plain = clean(changed, kind=model.settings.cleaning)

@@ -25,6 +25,7 @@ from f2pad_jax.priors import pixel_norm, prox_log_penalty
 
 RUNNING, CONVERGED, NON_FINITE = 0, 1, 2
 RISING = 40  # iterations, see `Rates.rise`
+DIVERGED = 1.0  # rise of F per pixel of the region above its lowest, with which a solve has lost its way
 
 
 class Method(NamedTuple):
@@ -71,6 +72,7 @@ class State(NamedTuple):
     """What the next step needs."""
 
     normal: jax.Array  # n, (H, W, 3)
+    lowest: jax.Array  # the n at which F last fell by the tolerance, (H, W, 3)
     optimiser: optax.OptState
     progress: Progress
     count: jax.Array  # () int32, steps taken
@@ -99,7 +101,8 @@ def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
       rates: numbers of the optimiser.
     """
     start = project(start, problem.image, problem.region)
-    return State(start, optimiser(problem, rates).init(start), no_progress(), jnp.int32(0), jnp.int32(RUNNING))
+    moments = optimiser(problem, rates).init(start)
+    return State(start, start, moments, no_progress(), jnp.int32(0), jnp.int32(RUNNING))
 
 
 def step(
@@ -113,7 +116,8 @@ def step(
 ) -> tuple[State, Info]:
     """One iteration on one image; batches are the caller's `vmap`.
 
-    A loss, gradient or n that is not finite leaves n as it was and sets the status.
+    A loss, gradient or n that is not finite leaves n as it was and sets the status. A solve that stops with F far above
+    its lowest goes back to the n that had it.
     """
     proximal = method.sparsity == "proximal"
     active = state.count >= rates.warm_up
@@ -153,15 +157,18 @@ def step(
         normal = problem.image - prox_log_penalty(anomaly, beta / metric, length)
     normal = project(normal, problem.image, problem.region)
     value = jnp.sum(jnp.stack(parts))
-    tolerance = rates.tolerance * jnp.sum(problem.region)
+    pixels = jnp.sum(problem.region)
     # F changes its meaning when sparsity sets in, so progress is counted from there.
     progress = jax.tree.map(
         lambda tracked, fresh: jnp.where(active, tracked, fresh),
-        track_progress(state.progress, value, tolerance),
+        track_progress(state.progress, value, rates.tolerance * pixels),
         no_progress(),
     )
     finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(normal))
-    status = jnp.where(progress.stale >= rates.patience, CONVERGED, RUNNING)
+    lowest = jnp.where(progress.stale == 0, state.normal, state.lowest)
+    stopped = progress.stale >= rates.patience
+    normal = jnp.where(stopped & (value > progress.best + DIVERGED * pixels), lowest, normal)
+    status = jnp.where(stopped, CONVERGED, RUNNING)
     status = jnp.where(finite, status, NON_FINITE).astype(jnp.int32)
     normal = jnp.where(finite, normal, state.normal)
-    return State(normal, moments, progress, state.count + 1, status), Info(value, parts)
+    return State(normal, lowest, moments, progress, state.count + 1, status), Info(value, parts)
