@@ -31,6 +31,7 @@ from f2pad_jax.objective import Problem, objective
 from f2pad_jax.optim import share
 from f2pad_jax.priors import PixelMixture
 from f2pad_jax.solver import CONVERGED, NON_FINITE, RUNNING, Method, Rates, init, solve, step
+from f2pad_jax.solver.step import DIVERGED
 
 
 @pytest.fixture
@@ -172,6 +173,21 @@ def test_without_sparsity_nothing_is_exactly_zero(extractor: Extractor, padim: C
     solution = run(extractor, padim.start, with_beta(padim.problem, 0.0), RATES, 60, detector=padim.detector)
     anomaly = np.any(np.asarray(padim.problem.image) != np.asarray(solution.normal), axis=-1)
     assert anomaly[REGION].mean() > 0.95
+
+
+def test_a_solve_that_lost_its_way_goes_back(extractor: Extractor, padim: Case) -> None:
+    advance = jax.jit(partial(step, extractor=extractor, detector=padim.detector))
+    rates = RATES._replace(rate=1.0, clip=1e9, warm_up=0, patience=4)
+    start = run(extractor, padim.start, padim.problem, RATES, 60, detector=padim.detector).normal
+    state, losses, seen = init(start, padim.problem, rates), [], []
+    while int(state.status) == RUNNING:
+        seen.append(state.normal)
+        state, info = advance(state, padim.problem, rates)
+        losses.append(float(info.loss))
+    lowest = int(np.argmin(losses))
+    assert int(state.status) == CONVERGED
+    assert losses[-1] > losses[lowest] + DIVERGED * REGION.sum()
+    np.testing.assert_array_equal(state.normal, seen[lowest])
 
 
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
