@@ -139,6 +139,7 @@ def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Arra
 
 
 _sharing_weights = jax.jit(sharing_weights)
+_unshared = jax.jit(lambda image: unshared(sharing_weights(image)))  # of the weights only their shape is left
 
 
 def prepare(
@@ -164,11 +165,10 @@ def prepare(
     )
     typical = jnp.maximum(model.scales.score, _median_summand(detector, model.params, own_maps))
     settings = model.settings
-    sharing = _sharing_weights(image)
     return Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(region),
-        sharing=sharing if shared else unshared(sharing),
+        sharing=_sharing_weights(image) if shared else _unshared(image),
         feature=FeatureLoss(
             jnp.asarray(positions),
             jnp.asarray(present),

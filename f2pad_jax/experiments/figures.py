@@ -20,7 +20,7 @@ from f2pad_jax.report import BACKBONE, REFINED
 TITLES = {"patchcore": "PatchCore", "cflow": "CFLOW-AD", "padim": "PaDiM"}
 MOST, WORST = 10, 3  # rows of a page, and failures of each kind
 COVERED, FOUND = 0.95, 0.9  # shares of the truth in the region, and of that in the mask, below which a picture failed
-WAYS = (
+_WAYS = (
     ("shared", REFINED, "‖a‖ shared"),
     ("gradient", "tab:blue", "gradient as well"),
     ("plain", BACKBONE, "plain Adan"),
@@ -226,7 +226,7 @@ def loss_curves(done: Sequence[Done], out: Path) -> Figure:
         axes.set_title(name, fontsize=7, pad=2)
         axes.set_axis_off()
     axes = figure.add_axes((0.46, 0.15, 0.52, 0.77))
-    for way, colour, name in WAYS:
+    for way, colour, name in _WAYS:
         first = True
         for one in traced:
             for number, losses in curves(one).items():
