@@ -137,7 +137,7 @@ def training(count: int, options: Options) -> dict[str, Any]:
     step_s = timed(call, options.repeats)["median_s"]
     labels = {"weights": weights, "batch": 1, "size": options.size}
     figures = {"compile_s": call.compile_s, "call_bytes": call_bytes(call), "step_s": step_s, "fitted_bytes": fitted}
-    rank = params["basis"].shape[-1] if "basis" in params else params["precision"].shape[-1]
+    rank = params["basis" if "basis" in params else "precision"].shape[1]
     return {**labels, **spread(seconds), **figures, "rank": rank}
 
 

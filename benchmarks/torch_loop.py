@@ -55,7 +55,7 @@ def upload(setup: Setup, device: torch.device) -> Setup:
     )
     if "basis" in statistics:  # Λ⁻¹ = (I − V diag(g) Vᵀ)/ε
         basis = statistics["basis"]
-        inverse = torch.eye(basis.shape[1], device=device) - (basis * statistics["gain"][:, None]) @ basis.mT
+        inverse = torch.eye(basis.shape[2], device=device) - (basis.mT * statistics["gain"][:, None]) @ basis
         statistics = {**statistics, "precision": inverse / statistics["floor"]}
     return setup._replace(params=params, statistics=statistics, mean=mean, precision=precision)
 

@@ -22,7 +22,7 @@ from f2pad_jax.pretrained.inpainters import load_inpainter, own_inpainter
 from f2pad_jax.pretrained.registry import entry
 from f2pad_jax.priors import PixelMixture
 
-VERSION = 2
+VERSION = 3
 
 _NUMBERS = ("threshold", "region_threshold")
 

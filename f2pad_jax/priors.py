@@ -54,16 +54,26 @@ def pixel_mixture_distances(image: jax.Array, mixture: PixelMixture) -> jax.Arra
 def _nearest_gaussian(image: jax.Array, mixture: PixelMixture) -> tuple[jax.Array, jax.Array]:
     """The distances, (H, W), and Λδ of the nearest Gaussian, (H, W, 3)."""
     nearest = jnp.full(image.shape[:-1], jnp.inf, image.dtype)
-    whitened = jnp.zeros_like(image)
+    index = jnp.zeros(image.shape[:-1], jnp.int32)
     # Unrolled over the Gaussians and with products written out, it is one pass over the picture.
-    for mean, precision in zip(mixture.mean, mixture.precision, strict=True):
+    for q, (mean, precision) in enumerate(zip(mixture.mean, mixture.precision, strict=True)):
         delta = image - mean
-        product = sum((delta[..., k, None] * precision[k] for k in range(3)), start=jnp.zeros_like(delta))
+        product = _product(delta, precision)
         distance = sum((delta[..., k] * product[..., k] for k in range(3)), start=jnp.zeros_like(nearest))
         closer = distance < nearest
-        nearest = jnp.where(closer, distance, nearest)
-        whitened = jnp.where(closer[..., None], product, whitened)
-    return nearest, whitened
+        nearest, index = jnp.where(closer, distance, nearest), jnp.where(closer, q, index)
+    # Carrying Λδ along with the distance would write that of every Gaussian to memory.
+    mean, precision = mixture.mean[0], mixture.precision[0]
+    for q in range(1, len(mixture.mean)):
+        chosen = (index == q)[..., None]
+        mean = jnp.where(chosen, mixture.mean[q], mean)
+        precision = jnp.where(chosen[..., None], mixture.precision[q], precision)
+    return nearest, _product(image - mean, precision)
+
+
+def _product(delta: jax.Array, precision: jax.Array) -> jax.Array:
+    """Λδ, (H, W, 3), with Λ (3, 3) or (H, W, 3, 3)."""
+    return sum((delta[..., k, None] * precision[..., k, :] for k in range(3)), start=jnp.zeros_like(delta))
 
 
 def _distances_forward(image: jax.Array, mixture: PixelMixture):

@@ -18,7 +18,7 @@ BETA0 = (2.0, 2.5, 3.0, 4.5)
 ALPHA1 = (0.5, 1.0, 2.0)
 COMPONENTS = (4, 8, 16)
 LEAST = 0.005  # gain in mean IoU that is worth another setting
-
+ERRORS = 2  # standard errors that a gain must exceed: of seven settings that are tried, one gains one by chance
 
 Reach = Callable[[Sequence[Model], slice], np.ndarray]
 
@@ -79,7 +79,7 @@ def better(found: np.ndarray, than: np.ndarray) -> bool:
       than: (K,) IoUs.
     """
     gain = found - than
-    return len(gain) > 1 and gain.mean() > max(sem(gain), LEAST)
+    return len(gain) > 1 and gain.mean() > max(ERRORS * sem(gain), LEAST)
 
 
 def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None) -> Model:

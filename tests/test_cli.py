@@ -214,7 +214,7 @@ def test_fit_takes_rank_precision_and_the_papers_settings(work: Path) -> None:
     options = ["--rank", "4", "--precision", "bf16", "--paper"]
     assert main(["fit", "set/brick", *padim, *options, "--out", "chosen"]) == 0
     model = load_model("chosen")
-    assert model.params["basis"].shape == (16 * 16, 176, 4)
+    assert model.params["basis"].shape == (16 * 16, 4, 176)
     assert model.params["floor"].shape == (16 * 16, 1)
     assert model.extractor.precision == "bf16"
     assert model.settings == Settings.paper()

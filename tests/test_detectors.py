@@ -110,7 +110,7 @@ def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
 def test_padims_low_rank_form_equals_the_full_one() -> None:
     maps, test = draw_maps(9), draw_maps(1, seed=9)
     low = padim.fit(maps)
-    assert low["basis"].shape == (64, 15, 8)
+    assert low["basis"].shape == (64, 8, 15)
     channels = np.arange(15)
     dense = [inverse_covariance(maps, channels, i, j) for i, j in np.ndindex(8, 8)]
     full = {k: low[k] for k in ("channels", "mean")} | {"precision": jnp.asarray(np.stack(dense), jnp.float32)}
@@ -127,7 +127,7 @@ def test_padims_cut_basis_never_lowers_a_distance(monkeypatch: pytest.MonkeyPatc
     exact = np.asarray(padim.squared_distances(padim.fit(maps), test))
     monkeypatch.setattr(padim, "MAX_RANK", 5)
     cut = padim.fit(maps)
-    assert cut["basis"].shape[-1] == 5
+    assert cut["basis"].shape[1] == 5
     assert (np.asarray(padim.squared_distances(cut, test)) > 0.999 * exact).all()
 
 
@@ -135,7 +135,7 @@ def test_padims_cut_basis_never_lowers_a_distance(monkeypatch: pytest.MonkeyPatc
 def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
     params = padim.fit(maps, rank=rank)
-    assert (params["basis"].shape, params["floor"].shape) == ((64, 15, rank), (64, 1))
+    assert (params["basis"].shape, params["floor"].shape) == ((64, rank, 15), (64, 1))
     squares = padim.squared_distances(params, one(test))
     floor = regulariser(maps, np.arange(15))
     for i, j in [(0, 0), (0, 7), (3, 4), (7, 2)]:
@@ -205,7 +205,7 @@ def test_all_of_resnet18s_channels_fit_into_memory() -> None:
     params = {
         "channels": array(448, dtype=np.int32),
         "mean": array(positions, 448),
-        "basis": array(positions, 448, rank),
+        "basis": array(positions, rank, 448),
         "gain": array(positions, rank),
         "floor": array(),
     }

@@ -97,5 +97,6 @@ def test_a_setting_wins_only_by_more_than_the_scatter() -> None:
     assert tuning.better(base + 0.01, base)
     assert not tuning.better(base + 0.004, base)  # not worth it
     assert not tuning.better(base + np.array([0.09, -0.02, -0.01, -0.01]), base)  # one picture alone
+    assert not tuning.better(base + np.array([0.05, 0.03, -0.01, 0.01]), base)  # less than twice its standard error
     assert not tuning.better(base[:1] + 0.05, base[:1])
     assert not tuning.better(base[:0], base[:0])
