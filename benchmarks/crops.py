@@ -33,7 +33,8 @@ from f2pad_jax.fitting import score_maps
 from f2pad_jax.inpainting import harmonic_fill
 from f2pad_jax.objective import FeatureLoss
 from f2pad_jax.output import write_bytes, write_json
-from f2pad_jax.pipeline import find_region, prepare
+from f2pad_jax.pipeline import find_region
+from f2pad_jax.preparing import prepare
 
 SIDES = (64, 96, 128, 160, 192, 224)
 Box = tuple[int, int, int]  # top, left, side

@@ -15,7 +15,7 @@ from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model
 from f2pad_jax.inpainting import harmonic_fill
 from f2pad_jax.objective import Problem
-from f2pad_jax.pipeline import prepare
+from f2pad_jax.preparing import prepare
 from f2pad_jax.pretrained.registry import NETWORKS
 from f2pad_jax.solver import Rates
 

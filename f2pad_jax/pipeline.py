@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
 from f2pad_jax.data.images import denormalize, normalize
-from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.detectors import get_detector
 from f2pad_jax.errors import InputError
-from f2pad_jax.fitting import Model, apply_extractor, fit, score_maps
+from f2pad_jax.fitting import Model, fit, score_maps
 from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
-from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
-from f2pad_jax.optim.sharing import sharing_weights, unshared
+from f2pad_jax.preparing import affected, prepare, strides_of
 from f2pad_jax.settings import Settings
 from f2pad_jax.solver import CONVERGED, NON_FINITE, Lane, Method, Rates, Solution, solve_lanes
 
-SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
 SQUARE = np.ones((3, 3), bool)
 FILLS = ("harmonic", "matching", "autoencoder")
 LANES = 64  # per accelerator
@@ -96,90 +92,6 @@ def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> M
     return matching_fill(image, region, normalize(model.normals))
 
 
-class Affected(NamedTuple):
-    """Positions of the detector's grid whose scores the region can change, padded to one of few lengths."""
-
-    positions: np.ndarray  # (S,) int32, ascending, row-major
-    present: np.ndarray  # (S,) float32, zero for padding
-    coarser: tuple[np.ndarray, ...]  # (S_k,) int32, the cells of each coarser map in which they lie
-
-
-def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
-    """Positions whose own cell or a neighbouring one meets the region; `strides` of the grid and of coarser maps."""
-    side = region.shape[0]
-
-    def cells(wanted: np.ndarray, fine: int, coarse: int) -> np.ndarray:
-        grid = side // coarse
-        return np.asarray(wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3)))
-
-    near = ndimage.binary_dilation(cells(region, 1, strides[0]), SQUARE)
-    wanted = [np.flatnonzero(cells(near, strides[0], stride)) for stride in strides]
-    counts = [(side // stride) ** 2 for stride in strides]
-
-    def lengths(share: float) -> list[int]:
-        # Of coarser maps a larger share is met.
-        return [round(min(share * 1.5**k, 1.0) * count) for k, count in enumerate(counts)]
-
-    fitting = next(n for n in map(lengths, SHARES) if all(len(w) <= most for w, most in zip(wanted, n, strict=True)))
-    padded = [
-        np.pad(index, (0, length - len(index)), constant_values=count - 1).astype(np.int32)
-        for index, length, count in zip(wanted, fitting, counts, strict=True)
-    ]
-    return Affected(padded[0], (np.arange(fitting[0]) < len(wanted[0])).astype(np.float32), tuple(padded[1:]))
-
-
-@partial(jax.jit, static_argnames="detector")
-def _median_summand(detector: Detector, params: dict, maps: tuple) -> jax.Array:
-    return jnp.median(detector.summands(params, maps))
-
-
-@partial(jax.jit, static_argnames="detector")
-def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array, coarser: tuple) -> dict:
-    return detector.localize(params, maps, positions, coarser)
-
-
-_sharing_weights = jax.jit(sharing_weights)
-_unshared = jax.jit(lambda image: unshared(sharing_weights(image)))  # of the weights only their shape is left
-
-
-def prepare(
-    model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float, shared: bool = True
-) -> Problem:
-    """Everything that stays fixed during the solve of one image.
-
-    Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
-    pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
-
-    Args:
-      model: as fitted or tuned.
-      image: x, (S, S, 3) float32, ImageNet-normalised.
-      region: (S, S) bool, where n is free.
-      anchor: the picture whose features choose PatchCore's candidates M_ij, like x.
-      beta: weight of sparsity.
-      shared: whether neighbours share at all.
-    """
-    detector = get_detector(model.detector)
-    positions, present, coarser = affected(region, _strides(model))
-    maps, own_maps = (
-        tuple(m[0] for m in apply_extractor(model.extractor, picture[None])) for picture in (anchor, image)
-    )
-    typical = jnp.maximum(model.scales.score, _median_summand(detector, model.params, own_maps))
-    settings = model.settings
-    return Problem(
-        image=jnp.asarray(image),
-        region=jnp.asarray(region),
-        sharing=_sharing_weights(image) if shared else _unshared(image),
-        feature=FeatureLoss(
-            jnp.asarray(positions),
-            jnp.asarray(present),
-            _localize(detector, model.params, maps, positions, coarser),
-        ),
-        mixture=model.mixture,
-        scales=model.scales._replace(score=typical),
-        coefficients=Coefficients(jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)),
-    )
-
-
 def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
     """Removes dots from a mask (Algorithm 1): small connected pieces, or whatever a 3 × 3 opening takes."""
     if kind == "opening":
@@ -232,7 +144,7 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
     groups: dict[Any, list[int]] = {}
     for index, job in enumerate(jobs):
         # Lanes of one compiled step have equal shapes.
-        shapes = len(affected(job.region, _strides(job.model)).positions), job.model.mixture.mean.shape
+        shapes = len(affected(job.region, strides_of(job.model)).positions), job.model.mixture.mean.shape
         groups.setdefault(shapes, []).append(index)
     with tqdm(total=len(jobs), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
         for members in groups.values():
@@ -254,10 +166,6 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
 def method_of(settings: Settings) -> Method:
     """What settings say about the compiled step."""
     return Method(settings.sparsity, settings.step_size, settings.sharing)
-
-
-def _strides(model: Model) -> tuple[int, ...]:
-    return model.extractor.strides[get_detector(model.detector).level :]
 
 
 def _width(count: int, devices: Sequence[Any]) -> int:

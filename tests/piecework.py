@@ -12,7 +12,7 @@ import jax
 import pytest
 from solving import tiny_extractor
 
-from f2pad_jax import pipeline
+from f2pad_jax import preparing
 from f2pad_jax.experiments import command, runs, sets
 from f2pad_jax.experiments.workers import Tell, Work
 
@@ -25,7 +25,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(sets, "TEXTURE_TRAIN", TRAIN)
     patch.setattr(sets, "TEXTURE_IMAGES", IMAGES)
     patch.setattr(runs, "CHUNK", 2)
-    patch.setattr(pipeline, "SHARES", (1.0,))
+    patch.setattr(preparing, "SHARES", (1.0,))
     patch.setattr(command, "load_extractor", lambda name, weights: tiny_extractor())
     patch.setattr(time, "perf_counter", lambda: 0.0)
 

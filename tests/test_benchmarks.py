@@ -23,7 +23,7 @@ from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import fit
 from f2pad_jax.objective import Terms, terms
 from f2pad_jax.optim import scale_by_adan, share_gradients
-from f2pad_jax.pipeline import prepare
+from f2pad_jax.preparing import prepare
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 

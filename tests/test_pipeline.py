@@ -10,7 +10,7 @@ import pytest
 from scipy import ndimage
 from skimage.measure import label
 
-from f2pad_jax import pipeline
+from f2pad_jax import pipeline, preparing
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import Case, texture_category
 from f2pad_jax.errors import InputError
@@ -39,7 +39,7 @@ class Fitted(NamedTuple):
 def one_compilation():
     """One shape of the solve for all pictures; how positions are padded is no matter here."""
     patch = pytest.MonkeyPatch()
-    patch.setattr(pipeline, "SHARES", (1.0,))
+    patch.setattr(preparing, "SHARES", (1.0,))
     yield
     patch.undo()
 
@@ -113,10 +113,10 @@ def test_the_mask_is_where_the_anomaly_is_not_zero(fitted: Fitted) -> None:
 def test_the_affected_positions_are_those_at_and_beside_the_region(
     high: int, wide: int, length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "SHARES", (0.25, 0.5, 1.0))
+    monkeypatch.setattr(preparing, "SHARES", (0.25, 0.5, 1.0))
     region = np.zeros((SIDE, SIDE), bool)
     region[1 : 1 + high, 3 : 3 + wide] = True
-    positions, present, coarser = pipeline.affected(region, (4, 8, 16))
+    positions, present, coarser = preparing.affected(region, (4, 8, 16))
     touched = {(i // 4, j // 4) for i, j in zip(*np.nonzero(region), strict=True)}
     wanted = {(i + di, j + dj) for i, j in touched for di in (-1, 0, 1) for dj in (-1, 0, 1)}
     wanted = sorted(16 * i + j for i, j in wanted if 0 <= i < 16 and 0 <= j < 16)

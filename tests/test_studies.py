@@ -12,7 +12,7 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from solving import tiny_extractor
 
-from f2pad_jax import pipeline
+from f2pad_jax import pipeline, preparing
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.experiments import command, runs, sets, studies, variants
@@ -33,7 +33,7 @@ def small():
     patch.setattr(sets, "SIZE", SIZE)
     patch.setattr(sets, "TEXTURE_TRAIN", TRAIN)
     patch.setattr(sets, "TEXTURE_IMAGES", IMAGES)
-    patch.setattr(pipeline, "SHARES", (1.0,))
+    patch.setattr(preparing, "SHARES", (1.0,))
     patch.setattr(command, "load_extractor", lambda name, weights: tiny_extractor())
     yield
     patch.undo()
