@@ -140,6 +140,9 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
     segment.add_argument("pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders")
     out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
+    segment.add_argument(
+        "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
+    )
     weights(segment)
 
     evaluate = command("evaluate", "measure a model on test pictures with masks")

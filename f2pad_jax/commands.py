@@ -157,7 +157,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Segments pictures and folders of pictures."""
     paths = list_images(arguments.pictures)
     model = load_model(arguments.model, weights=arguments.weights)
-    records = segment_files(model, paths, _results_folder(arguments.out), on_failure=_complain)
+    out = _results_folder(arguments.out)
+    records = segment_files(model, paths, out, grow=arguments.grow, on_failure=_complain)
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
 
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from f2pad_jax import report
 from f2pad_jax.data.images import read_image, resize_image, resize_mask, write_png
 from f2pad_jax.errors import InputError
+from f2pad_jax.growing import segment_growing
 from f2pad_jax.output import write_bytes
 from f2pad_jax.pipeline import Model, Segmentation, segment_many
 from f2pad_jax.pipeline import segment as segment_square
@@ -39,10 +40,14 @@ def segment(model: Model, image: np.ndarray) -> Segmentation:
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
         raise InputError(f"the picture is {image.dtype} {image.shape}", mend="give uint8 RGB, (H, W, 3)")
-    return _grown(segment_square(model, resize_image(image, (model.size, model.size))), image)
+    return _at_size_of(segment_square(model, resize_image(image, (model.size, model.size))), image)
 
 
-def _grown(result: Segmentation, image: np.ndarray) -> Segmentation:
+def _segment_growing(model: Model, images: np.ndarray) -> list[Segmentation]:
+    return [growth.result for growth in segment_growing(model, images)]
+
+
+def _at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
     """A result at the model's size, at the size of its picture."""
     shape = (image.shape[0], image.shape[1])
     if shape == result.mask.shape:
@@ -60,7 +65,12 @@ def _grown(result: Segmentation, image: np.ndarray) -> Segmentation:
 
 
 def segment_files(
-    model: Model, paths: Sequence[Path], out: Path, *, on_failure: Callable[[InputError], None]
+    model: Model,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    grow: bool = False,
+    on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Segments picture files into an existing folder.
 
@@ -72,6 +82,7 @@ def segment_files(
       model: as fitted or tuned.
       paths: the picture files.
       out: the folder.
+      grow: whether regions grow where n scores high at their border.
       on_failure: called with what is wrong with a picture, as soon as it is known.
 
     Returns:
@@ -83,12 +94,12 @@ def segment_files(
     if any(path.parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, mend="name another folder")
     records: list[dict[str, Any]] = []
-    stems = output_stems(paths)
+    stems, solve = output_stems(paths), _segment_growing if grow else segment_many
     try:
         with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
             for first in range(0, len(paths), GROUP):
                 group = slice(first, first + GROUP)
-                records += _segment_group(model, paths[group], out, stems[group], on_failure)
+                records += _segment_group(model, paths[group], out, stems[group], solve, on_failure)
                 bar.update(len(paths[group]))
     finally:  # what was done before an interruption is on record as well
         write_bytes(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
@@ -130,7 +141,12 @@ def panel_row(
 
 
 def _segment_group(
-    model: Model, paths: Sequence[Path], out: Path, stems: Sequence[str], on_failure: Callable[[InputError], None]
+    model: Model,
+    paths: Sequence[Path],
+    out: Path,
+    stems: Sequence[str],
+    solve: Callable[[Model, np.ndarray], Sequence[Segmentation]],
+    on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Pictures that are solved together, and their records in the order given."""
     records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
@@ -147,9 +163,10 @@ def _segment_group(
             fail(place, error)
     if images:
         squares = np.stack([resize_image(image, (model.size, model.size)) for image in images.values()])
-        for (place, image), result in zip(images.items(), segment_many(model, squares), strict=True):
+        for (place, image), square in zip(images.items(), solve(model, squares), strict=True):
+            result = _at_size_of(square, image)
             try:
-                records[place] |= _write_result(model, paths[place], image, _grown(result, image), out, stems[place])
+                records[place] |= _write_result(model, paths[place], image, result, out, stems[place])
             except InputError as error:
                 fail(place, error)
     return records

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import f2pad_jax
-from f2pad_jax import commands
+from f2pad_jax import commands, growing, pipeline
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
@@ -25,6 +25,7 @@ from f2pad_jax.fitting import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.pipeline import find_region
 from f2pad_jax.pretrained.flow_files import to_freia
 from f2pad_jax.segmenting import output_stems
 from f2pad_jax.settings import Settings
@@ -72,6 +73,23 @@ def test_the_public_names_exist() -> None:
         assert name in dir(f2pad_jax)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         f2pad_jax.nothing  # noqa: B018
+
+
+def test_segment_lets_regions_grow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A region that is cut in half is completed with `--grow`, as by `segment_growing`."""
+    model, path = load_model("model"), work / "set/brick/test/color/000.png"
+    image, truth = read_image(path), read_mask(work / "set/brick/ground_truth/color/000_mask.png")
+    left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
+    for module in (pipeline, growing):
+        monkeypatch.setattr(module, "find_region", lambda model, scores: find_region(model, scores) & left)
+    (wanted,) = growing.segment_growing(model, image[None])
+    assert wanted.rounds > 0
+    for options, out in ((["--grow"], "grown"), ([], "plain")):
+        assert main(["segment", "model", str(path), *options, "--out", out]) == 0
+    grown, plain = (json.loads((work / out / "results.jsonl").read_text()) for out in ("grown", "plain"))
+    assert grown["iterations"] == wanted.result.iterations > plain["iterations"]
+    assert not read_mask(work / "plain/000_mask.png")[~np.broadcast_to(left, truth.shape)].any()
+    np.testing.assert_array_equal(read_mask(work / "grown/000_mask.png"), wanted.result.mask)
 
 
 def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsys: pytest.CaptureFixture) -> None:
