@@ -128,7 +128,7 @@ def precision(suite: Suite) -> list[dict[str, Any]]:
 def _settings(suite: Suite, rule: str) -> Settings:
     settings, paper = suite.model.settings, Settings.paper()
     if rule == "paper":
-        settings = settings._replace(tolerance=paper.tolerance, patience=paper.patience, limit=paper.limit)
+        settings = settings._replace(tolerance=paper.tolerance, patience=1, limit=paper.limit)
     return settings._replace(limit=suite.extent.limit or settings.limit)
 
 

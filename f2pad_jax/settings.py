@@ -68,21 +68,22 @@ class Settings(NamedTuple):
 
         Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; step sizes are those of Eq. (15); the
         mask is opened by 3 × 3; the solve starts from a smooth fill (the paper's masked autoencoder needs an inpainter)
-        without warm-up, and ends at the first iteration that brings too little, or after 1200. α1, β0, the number of
-        Gaussians and the base of the step size are not given there, and no threshold either.
+        without warm-up, and takes 1200 iterations at most. α1, β0, the number of Gaussians and the base of the step
+        size are not given there, and no threshold either.
 
-        Not the paper's even so: β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the second, lower
-        threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the tolerance
+        Not the paper's even so: the paper stops at the first iteration that brings too little, but Adan's first step
+        may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the
+        second, lower threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the tolerance
         are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen on
         synthetic anomalies; n is re-estimated from the matching fill.
         """
         return cls(
-            rate=0.03,
+            rate=0.003,
             rise=1.0,
             warm_up=0,
             limit=1200,
             tolerance=2e-5,
-            patience=1,
+            patience=10,
             start="harmonic",
             smallest=0.45,
             cleaning="opening",
