@@ -73,9 +73,9 @@ class Settings(NamedTuple):
 
         Not the paper's even so: the paper stops at the first iteration that brings too little, but Adan's first step
         may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the
-        second, lower threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the tolerance
-        are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen on
-        synthetic anomalies; n is re-estimated from the matching fill.
+        second, lower threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the
+        tolerance are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen
+        on synthetic anomalies; n is re-estimated from the matching fill.
         """
         return cls(
             rate=0.003,
