@@ -85,7 +85,8 @@ def main() -> None:
     precisions = arguments.precision or ["fast", "bf16"]
     load = partial(f2pad_jax.load_extractor, arguments.extractor, weights=arguments.weights)
     command = f"python benchmarks/precision.py --images {arguments.images}"
-    command += "".join(f" --precision {name}" for name in precisions)
+    for option in ("category", "detector", "precision"):
+        command += "".join(f" --{option} {name}" for name in getattr(arguments, option) or ())
     device = jax.devices()[0].device_kind if jax.default_backend() != "cpu" else platform.machine()
     facts: dict[str, Any] = {"name": "precision", "device": device, "jax": jax.__version__, "command": command}
     facts |= {"extractor": arguments.extractor, "runs": []}
