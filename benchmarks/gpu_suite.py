@@ -128,6 +128,7 @@ def precision(suite: Suite) -> list[dict[str, Any]]:
 def _settings(suite: Suite, rule: str) -> Settings:
     settings, paper = suite.model.settings, Settings.paper()
     if rule == "paper":
+        # The paper itself stops at the first iteration that brings too little; `Settings.paper` waits for ten.
         settings = settings._replace(tolerance=paper.tolerance, patience=1, limit=paper.limit)
     return settings._replace(limit=suite.extent.limit or settings.limit)
 

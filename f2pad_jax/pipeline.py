@@ -17,11 +17,10 @@ from f2pad_jax.detectors import get_detector
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import Model, fit, score_maps
 from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
-from f2pad_jax.preparing import affected, prepare, strides_of
+from f2pad_jax.preparing import SQUARE, affected, prepare, strides_of
 from f2pad_jax.settings import Settings
 from f2pad_jax.solver import CONVERGED, NON_FINITE, Lane, Method, Rates, Solution, solve_lanes
 
-SQUARE = np.ones((3, 3), bool)
 FILLS = ("harmonic", "matching", "autoencoder")
 LANES = 64  # per accelerator
 STATUSES = {CONVERGED: "converged", NON_FINITE: "non-finite"}

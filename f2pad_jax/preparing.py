@@ -17,7 +17,7 @@ from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
 from f2pad_jax.optim.sharing import sharing_weights, unshared
 
 SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
-NEAR = np.ones((3, 3), bool)
+SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
 def strides_of(model: Model) -> tuple[int, ...]:
@@ -41,7 +41,7 @@ def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
         grid = side // coarse
         return np.asarray(wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3)))
 
-    near = ndimage.binary_dilation(cells(region, 1, strides[0]), NEAR)
+    near = ndimage.binary_dilation(cells(region, 1, strides[0]), SQUARE)
     wanted = [np.flatnonzero(cells(near, strides[0], stride)) for stride in strides]
     counts = [(side // stride) ** 2 for stride in strides]
 
