@@ -46,9 +46,9 @@ def lanes_of(models: Sequence[Model], images: np.ndarray) -> list[Lane]:
 
 def groups_of(lanes: Sequence[Lane]) -> list[list[Lane]]:
     """Lanes of equal shapes together, as one compiled step takes them."""
-    groups: dict[int, list[Lane]] = {}
+    groups: dict[tuple[int, bool], list[Lane]] = {}
     for one in lanes:
-        groups.setdefault(len(one.problem.feature.positions), []).append(one)
+        groups.setdefault((len(one.problem.feature.positions), one.problem.sharing is None), []).append(one)
     return list(groups.values())
 
 

@@ -1,11 +1,14 @@
 """One step of the solver over the bare `value_and_grad` of its extractor at the same batch.
 
 Weights of (14), candidates and statistics are made before. `step` is one jitted call; `loop` is an iteration
-of the `lax.while_loop` of `solve`, over one of gradient descent on the bare extractor in a `fori_loop`.
+of the `lax.while_loop` of `solve`, over one of gradient descent on the bare extractor in a `fori_loop`. `lanes` is
+what `solve_lanes` makes of a batch on a CPU, the `loop` of one picture on each core, and its time is that of the whole
+batch; `ratio` compares it with the bare call of the batch, `ratio_alike` with the bare loop spread in the same way.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -13,10 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from limits import shares
 from options import DETECTORS, EXTRACTORS, Options
 from problems import batch_of, endless_rates, extractor_for, model_of
-from timing import Prepared, call_once, interleaved, prepared, summary
+from timing import Prepared, call_once, interleaved, prepared, spread, summary
 
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.extractor import Extractor
@@ -32,7 +36,7 @@ class Variant(NamedTuple):
 
     batch: int
     region: str  # "12%" or "full"
-    kind: str  # "step" or "loop"
+    kind: str  # "step", "loop" or "lanes"
 
 
 VARIANTS = (
@@ -40,6 +44,8 @@ VARIANTS = (
     Variant(1, "12%", "loop"),
     Variant(4, "12%", "step"),
     Variant(8, "12%", "step"),
+    Variant(8, "12%", "lanes"),
+    Variant(8, "full", "lanes"),
     Variant(1, "full", "step"),
 )
 
@@ -85,6 +91,52 @@ def step_loop(
     return jax.vmap(solve_one)(starts, problems)
 
 
+def on_each_core(function: Any, shared: Any, lanes: Any) -> Prepared:
+    """The call of a function on the first lanes, one on each device.
+
+    Args:
+      function: takes `shared` and a lane; pure.
+      shared: a tree of arrays.
+      lanes: a tree of arrays with a leading axis of at least as many lanes as there are devices.
+    """
+    mesh = jax.make_mesh((jax.local_device_count(),), ("lanes",), axis_types=(AxisType.Auto,))
+    split, everywhere = NamedSharding(mesh, PartitionSpec("lanes")), NamedSharding(mesh, PartitionSpec())
+    lanes = jax.device_put(jax.tree.map(lambda leaf: leaf[: mesh.size], lanes), split)
+
+    def each(shared: Any, lanes: Any) -> Any:
+        return jax.lax.map(partial(function, shared), lanes)
+
+    specs = (everywhere.spec, split.spec)
+    call = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=specs, out_specs=split.spec, check_vma=False))
+    return prepared(call, jax.device_put(shared, everywhere), lanes)
+
+
+def measured_lanes(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
+    """The figures of a "lanes" variant."""
+    extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
+    starts, problems = batch_of(model, batch=variant.batch, full=variant.region == "full")
+
+    def solve_one(extractor: Extractor, lane: tuple[jax.Array, Problem]) -> jax.Array:
+        return solve(*lane, rates, ITERATIONS, extractor=extractor, detector=detector).normal
+
+    calls = {
+        "bare": prepared(bare, extractor, starts),
+        "alike": on_each_core(lambda e, image: bare_loop(e, image[None])[0], extractor, jnp.asarray(starts)),
+        "ours": on_each_core(solve_one, extractor, (jnp.asarray(starts), problems)),
+    }
+    times, _ = interleaved({k: partial(call_once, call.run) for k, call in calls.items()}, repeats=repeats)
+    rounds = variant.batch / (ITERATIONS * jax.local_device_count())  # of calls, for a step of the whole batch
+    ours, alike = ([t * rounds for t in times[k]] for k in ("ours", "alike"))
+    return {
+        "positions": problems.feature.positions.shape[1],
+        **summary(ours, times["bare"]),
+        "ratio_alike": summary(ours, alike)["ratio"],
+        "alike_median_s": spread(alike)["median_s"],
+        "compile_s": calls["ours"].compile_s,
+        "precision": extractor.precision,
+    }
+
+
 def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
     """The figures of one variant; operations, bytes and shares of the peak are those of a step of the whole batch."""
     extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
@@ -115,6 +167,7 @@ def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
 
 def cases(options: Options) -> Iterator[dict[str, Any]]:
     """Every combination that is asked for."""
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # for lanes on all cores
     for name, detector in product(EXTRACTORS, DETECTORS):
         variants = [v for v in VARIANTS if options.wanted(name, detector, *v)]
         if not variants:
@@ -123,4 +176,5 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
         model = model_of(detector, extractor, options)
         labels = {"extractor": name, "weights": weights, "detector": detector, "size": options.size}
         for variant in variants:
-            yield {**labels, **variant._asdict(), **measured(model, variant, repeats=options.repeats)}
+            measure = measured_lanes if variant.kind == "lanes" else measured
+            yield {**labels, **variant._asdict(), **measure(model, variant, repeats=options.repeats)}

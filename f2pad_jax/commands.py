@@ -18,7 +18,7 @@ from f2pad_jax.data.folder import list_images, load_images, load_tests, open_cat
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.detectors import get_detector
-from f2pad_jax.detectors.cflow import maps_of_shots
+from f2pad_jax.detectors.cflow import PUBLISHED_BLOCKS, maps_of_shots
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
 from f2pad_jax.experiments.command import Request, experiment, join_results, merge
@@ -84,8 +84,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
     detector = get_detector(arguments.detector)
     options = _flow_options(arguments) if detector.name == "cflow" else {}
-    if detector.name != "cflow" and (arguments.flow or arguments.checkpoint):
-        raise InputError(f"{detector.name} takes neither --flow nor --checkpoint", mend="leave them out")
+    if detector.name != "cflow" and (arguments.flow or arguments.checkpoint or arguments.blocks):
+        raise InputError(f"{detector.name} takes none of --flow, --checkpoint, --blocks", mend="leave them out")
     if arguments.rank is not None:
         if detector.name != "padim":
             raise InputError(f"{detector.name} takes no --rank", mend="leave it out")
@@ -247,10 +247,14 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
 def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """What `fit` is asked for beyond the detector's defaults; with few pictures two maps, as in the paper."""
     if arguments.flow is not None:
-        if arguments.checkpoint is not None:
-            raise InputError("imported flows are not trained", where=arguments.flow, mend="leave --checkpoint out")
+        if arguments.checkpoint is not None or arguments.blocks is not None:
+            raise InputError(
+                "imported flows are not trained", where=arguments.flow, mend="leave --checkpoint and --blocks out"
+            )
         return {"imported": read_flows(arguments.flow)}
-    return {"used": maps_of_shots(arguments.shots), "checkpoint": arguments.checkpoint}
+    options = {"used": maps_of_shots(arguments.shots), "checkpoint": arguments.checkpoint}
+    blocks = arguments.blocks or (PUBLISHED_BLOCKS if arguments.paper else None)
+    return options if blocks is None else options | {"blocks": blocks}
 
 
 def _results_folder(path: Path) -> Path:

@@ -118,9 +118,19 @@ def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
     return np.stack(smoothed)
 
 
+@jax.jit
+def _mean_distance(image: jax.Array, mixture: PixelMixture) -> jax.Array:
+    return jnp.mean(pixel_mixture_distances(image, mixture))
+
+
+@jax.jit
+def _mean_variation(image: jax.Array) -> jax.Array:
+    return total_variation(image) / (image.shape[0] * image.shape[1])
+
+
 def _typical_distance(pixels: np.ndarray, mixture: PixelMixture) -> jax.Array:
     """Mean summand of l_p¹ over normalised pictures (N, S, S, 3), with a floor that keeps the term finite."""
-    means = [jnp.mean(pixel_mixture_distances(jnp.asarray(x), mixture)) for x in pixels]
+    means = [_mean_distance(x, mixture) for x in pixels]
     return jnp.maximum(jnp.mean(jnp.stack(means)), FLOOR)
 
 
@@ -132,9 +142,8 @@ def _typical(
     mixture: PixelMixture,
 ) -> Scales:
     pixels = normalize(images)
-    area = images.shape[1] * images.shape[2]
     scores = [_mean_summand(detector, params, tuple(m[i] for m in maps)) for i in range(len(images))]
-    variations = [total_variation(jnp.asarray(x)) / area for x in pixels]
+    variations = [_mean_variation(x) for x in pixels]
     return Scales(
         score=jnp.maximum(jnp.mean(jnp.stack(scores)), FLOOR),
         pixel=_typical_distance(pixels, mixture),

@@ -46,7 +46,7 @@ class Problem(NamedTuple):
 
     image: jax.Array  # x, (H, W, 3), ImageNet-normalised
     region: jax.Array  # (H, W) bool, the dilated region in which n is free
-    sharing: Sharing  # weights of Eq. (14)
+    sharing: Sharing | None  # weights of Eq. (14); None where neighbours share nothing
     feature: FeatureLoss
     mixture: PixelMixture
     scales: Scales

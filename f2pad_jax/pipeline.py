@@ -143,8 +143,8 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
     groups: dict[Any, list[int]] = {}
     for index, job in enumerate(jobs):
         # Lanes of one compiled step have equal shapes.
-        shapes = len(affected(job.region, strides_of(job.model)).positions), job.model.mixture.mean.shape
-        groups.setdefault(shapes, []).append(index)
+        positions = affected(job.region, strides_of(job.model)).positions
+        groups.setdefault((len(positions), job.model.mixture.mean.shape, shares(job)), []).append(index)
     with tqdm(total=len(jobs), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
         for members in groups.values():
             model = jobs[members[0]].model
@@ -164,7 +164,7 @@ def find_solutions(jobs: Sequence[Job], *, title: str | None = None) -> Iterator
 
 def method_of(settings: Settings) -> Method:
     """What settings say about the compiled step."""
-    return Method(settings.sparsity, settings.step_size, settings.sharing)
+    return Method(settings.sparsity, settings.step_size, share_gradient=settings.sharing == "all")
 
 
 def _width(count: int, devices: Sequence[Any]) -> int:
@@ -176,12 +176,17 @@ def _width(count: int, devices: Sequence[Any]) -> int:
     return width
 
 
+def shares(job: Job) -> bool:
+    """Whether neighbours share anything in a solve."""
+    choice = job.model.settings.sharing
+    # From x, a faint anomaly whose pixels decide together vanishes as a whole; without sparsity nothing is decided.
+    return choice == "all" or (choice == "norm" and job.start.filled and job.beta > 0)
+
+
 def lane(job: Job) -> Lane:
     """A job as the solver takes it."""
     s = job.model.settings
-    # From x, a faint anomaly whose pixels decide together vanishes as a whole.
-    shared = s.sharing == "all" or job.start.filled
-    problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta, shared=shared)
+    problem = prepare(job.model, job.image, job.region, job.start.anchor, beta=job.beta, shared=shares(job))
     rates = Rates(s.rate, s.clip, s.clip, job.start.warm_up, s.tolerance, s.patience, s.rise)
     return Lane(job.start.normal, problem, rates, job.limit)
 

@@ -14,9 +14,10 @@ from scipy import ndimage
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.fitting import Model, apply_extractor
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
-from f2pad_jax.optim.sharing import sharing_weights, unshared
+from f2pad_jax.optim.sharing import sharing_weights
 
-SHARES = (0.25, 0.5, 1.0)  # of the detector's positions that a solve may be compiled for
+SHARES = (1 / 6, 1 / 2, 1.0)  # of the positions that a solve may be compiled for: small, usual and all
+SPREAD = 1.3  # of the cells of a map at twice the stride a share larger by this factor is met
 SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
@@ -46,8 +47,7 @@ def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
     counts = [(side // stride) ** 2 for stride in strides]
 
     def lengths(share: float) -> list[int]:
-        # Of coarser maps a larger share is met.
-        return [round(min(share * 1.5**k, 1.0) * count) for k, count in enumerate(counts)]
+        return [round(min(share * SPREAD**k, 1.0) * count) for k, count in enumerate(counts)]
 
     fitting = next(n for n in map(lengths, SHARES) if all(len(w) <= most for w, most in zip(wanted, n, strict=True)))
     padded = [
@@ -68,7 +68,6 @@ def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Arra
 
 
 _sharing_weights = jax.jit(sharing_weights)
-_unshared = jax.jit(lambda image: unshared(sharing_weights(image)))  # of the weights only their shape is left
 
 
 def prepare(
@@ -97,7 +96,7 @@ def prepare(
     return Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(region),
-        sharing=_sharing_weights(image) if shared else _unshared(image),
+        sharing=_sharing_weights(image) if shared else None,
         feature=FeatureLoss(
             jnp.asarray(positions),
             jnp.asarray(present),

@@ -155,6 +155,7 @@ def test_the_loop_in_torch_minimises_our_objective(name: str, run: ModuleType, l
         np.testing.assert_allclose(their_gradient[0].permute(1, 2, 0), gradient, atol=1e-4 * largest)
 
     # From a gradient to a direction: sharing and Adan.
+    assert ours.sharing is not None
     adan, transform = loop.Adan(normal), optax.chain(share_gradients(ours.sharing), scale_by_adan())
     state = transform.init(jnp.asarray(n))
     for _ in range(4):

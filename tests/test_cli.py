@@ -205,6 +205,12 @@ def test_few_pictures_train_two_flows(work: Path, models: list[Model]) -> None:
     assert models[0].params.keys() == {"map0", "map1"}
 
 
+@pytest.mark.parametrize(("options", "blocks"), [([], 1), (["--blocks", "3"], 3), (["--paper"], 8)])
+def test_couplings_of_a_flow(work: Path, models: list[Model], options: list[str], blocks: int) -> None:
+    assert main(["fit", "set/brick", *CFLOW, *options, "--out", "flows"]) == 0
+    assert len(models[0].params["map2"]["flow"]["scale"]) == blocks
+
+
 def _flow_file(path: Path, widths: tuple[int, ...]) -> None:
     states = [to_freia(flow.init(jax.random.key(0), FlowSpec(width, 1, permutation="hard"))) for width in widths]
     named = {f"model.decoders.{k}.{name}": array for k, state in enumerate(states) for name, array in state.items()}
@@ -314,8 +320,10 @@ MISUSES = {
     "fit set/brick {fit} --weights set/manifest.json": "not a usable weight file",
     "fit set/brick {fit} --weights nowhere.pth": "nowhere.pth",
     "fit set/brick {fit} --out set": "exists already",
-    "fit set/brick {fit} --flow set/manifest.json": "takes neither --flow nor --checkpoint",
-    "fit set/brick {fit} --checkpoint training": "takes neither --flow nor --checkpoint",
+    "fit set/brick {fit} --flow set/manifest.json": "takes none of --flow, --checkpoint, --blocks",
+    "fit set/brick {fit} --checkpoint training": "takes none of --flow, --checkpoint, --blocks",
+    "fit set/brick {fit} --blocks 4": "takes none of --flow, --checkpoint, --blocks",
+    "fit set/brick {cflow} --flow flows.npz --blocks 4": "leave --checkpoint and --blocks out",
     "fit set/brick {fit} --rank 4": "patchcore takes no --rank",
     "fit set/brick {cflow} --rank 4": "cflow takes no --rank",
     "fit set/brick {fit} --precision half": "choose one of parity, fast, bf16",
@@ -323,7 +331,7 @@ MISUSES = {
     "fit set/brick {fit} --inpainter model": "is no autoencoder",
     "fit set/brick {cflow} --flow set/manifest.json": "not a usable weight file",
     "fit set/brick {cflow} --flow nowhere.pt": "nowhere.pt",
-    "fit set/brick {cflow} --flow nowhere.pt --checkpoint training": "leave --checkpoint out",
+    "fit set/brick {cflow} --flow nowhere.pt --checkpoint training": "leave --checkpoint and --blocks out",
     "fit set/brick {cflow} --checkpoint set": "is no flow-training",
     "train-mae nowhere": "no such folder",
     "train-mae set/brick --size 50": "multiple of 16",

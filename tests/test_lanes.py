@@ -151,7 +151,7 @@ assert len(jax.devices()) == 8
 assert_same(solved(lanes, "patchcore", width=16, devices=jax.devices()), solved(lanes, "patchcore", width=4))
 
 task = engine._Task(lanes[0].problem, lanes[0].rates, np.int32(3))
-moving = engine._begin(tiny_extractor(), lanes[0].start, task, detector=detector, method=engine.Method())
+moving = engine._begin(lanes[0].start, task)
 stacks = jax.tree.map(lambda leaf: np.repeat(np.asarray(leaf)[None], 8, axis=0), (moving, task))
 mesh = Mesh(np.asarray(jax.devices()), (engine.AXIS,), axis_types=(AxisType.Auto,))
 static = dict(detector=detector, method=engine.Method(), mesh=mesh, together=True)

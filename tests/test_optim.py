@@ -167,14 +167,6 @@ def test_a_neighbourhood_of_one_pixel_shares_nothing() -> None:
     np.testing.assert_array_equal(optim.share(gradient, weights), gradient)
 
 
-def test_what_is_not_shared_stays() -> None:
-    image, gradient = np.random.default_rng(3).normal(size=(2, 20, 16, 3)).astype(np.float32)
-    weights = optim.sharing_weights(jnp.asarray(image))
-    alone = optim.unshared(weights)
-    assert jax.tree.structure(alone) == jax.tree.structure(weights)
-    np.testing.assert_array_equal(optim.share(jnp.asarray(gradient), alone), gradient)
-
-
 def test_sharing_is_an_average() -> None:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((9, 10, 3)).astype(np.float32)

@@ -141,20 +141,23 @@ def test_cleaning_a_mask() -> None:
     assert not opened[10, 5:50].all()
 
 
-def test_what_neighbours_share_depends_on_the_start(padim: Model, data: tuple[np.ndarray, list[Case]]) -> None:
+def test_whether_neighbours_share_depends_on_the_solve(padim: Model, data: tuple[np.ndarray, list[Case]]) -> None:
     image, mask, _ = data[1][0]
     x = normalize(image)
     region = np.asarray(ndimage.binary_dilation(mask, iterations=2), bool)
 
-    def own_weights(start: Any, sharing: Any) -> np.ndarray:
-        settings = padim.settings._replace(start=start, sharing=sharing)
-        sharing_map = pipeline.lane(pipeline.masking(replace(padim, settings=settings), x, region)).problem.sharing
-        return np.asarray(sharing_map.weights[:, sharing_map.offsets.index((0, 0))])
+    def shared(start: Any, sharing: Any, *, beta: float) -> bool:
+        model = replace(padim, settings=padim.settings._replace(start=start, sharing=sharing, beta0=beta))
+        job = pipeline.masking(model, x, region)
+        assert pipeline.shares(job) == (pipeline.lane(job).problem.sharing is not None)
+        return pipeline.shares(job)
 
-    assert (own_weights("image", "norm") == 1).all()
-    for start, sharing in (("harmonic", "norm"), ("image", "all"), ("harmonic", "all")):
-        weights = own_weights(start, sharing)
-        assert 0.2 < weights.mean() < 0.9, (start, sharing)
+    assert shared("harmonic", "norm", beta=1.0)
+    assert not shared("harmonic", "norm", beta=0.0)
+    assert not shared("image", "norm", beta=1.0)
+    for start in ("harmonic", "image"):
+        assert shared(start, "all", beta=0.0)
+        assert not shared(start, "none", beta=1.0)
 
 
 def test_segmenting_again_gives_the_same(fitted: Fitted) -> None:

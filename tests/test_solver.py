@@ -57,12 +57,14 @@ def value(extractor: Extractor, case: Case, normal: jax.Array) -> float:
 
 
 @pytest.mark.parametrize("sharing", ["norm", "all", "none"])
-@pytest.mark.parametrize("method", METHODS[1:3], ids="-".join)
+@pytest.mark.parametrize("method", METHODS[1:3], ids=lambda m: f"{m.sparsity}-{m.step_size}")
 def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Method, sharing: Any) -> None:
     """Order and formulas of the whole iteration: ∇F, sharing, clipping, Adan, γ, sparsity, projection."""
     rates = RATES._replace(warm_up=0, rise=64.0)
-    beta, method = 2.0, method._replace(sharing=sharing)
+    beta, method = 2.0, method._replace(share_gradient=sharing == "all")
     problem = with_beta(padim.problem, beta)
+    assert (weights := problem.sharing) is not None
+    problem = problem._replace(sharing=None) if sharing == "none" else problem
     image = np.asarray(padim.problem.image, float)
     smooth = with_beta(problem, 0.0 if method.sparsity == "proximal" else beta)
     slope = jax.jit(jax.grad(lambda n: objective(n, smooth, extractor=extractor, detector=padim.detector)))
@@ -78,7 +80,7 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
         normal = np.asarray(state.normal, float)
         gradient = slope(state.normal)
         if sharing == "all":
-            gradient = share(gradient, problem.sharing)
+            gradient = share(gradient, weights)
         gradient = np.asarray(gradient, float).clip(-5, 5)
         difference = gradient - previous if t > 1 else np.zeros_like(image)
         m, v = 0.98 * m + 0.02 * gradient, 0.92 * v + 0.08 * difference
@@ -93,7 +95,7 @@ def test_steps_are_those_of_numpy(extractor: Extractor, padim: Case, method: Met
         if method.sparsity == "proximal":
             weight = beta / np.mean(metric / size, axis=-1)
             own = np.linalg.norm(image - normal, axis=-1, keepdims=True)
-            near = own if sharing == "none" else share(jnp.asarray(own, jnp.float32), problem.sharing)
+            near = own if sharing == "none" else share(jnp.asarray(own, jnp.float32), weights)
             length = np.asarray(near, float)[..., 0]
             normal = image - shrunk(image - normal, weight, length)
         normal = np.where(REGION[..., None], np.clip(normal, lowest, highest), image)

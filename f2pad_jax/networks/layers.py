@@ -130,14 +130,14 @@ def _dense(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precis
     return _convolve(images, kernel, stride, pads, precision)
 
 
-def _dense_forward(images: jax.Array, kernel: jax.Array, stride: int, pads: Pads, precision: str | None) -> Any:
-    return _convolve(images, kernel, stride, pads, precision), (images, kernel)
+def _dense_forward(images: Any, kernel: Any, stride: int, pads: Pads, precision: str | None) -> Any:
+    return _convolve(images.value, kernel.value, stride, pads, precision), _saved(images, kernel)
 
 
 def _dense_backward(
     stride: int, pads: Pads, precision: str | None, saved: Any, cotangent: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    images, kernel = saved
+) -> tuple[jax.Array, jax.Array | None]:
+    images, kernel, trained = saved
 
     def side(axis: int) -> tuple[int, int]:
         before, span = pads[axis][0], (cotangent.shape[1 + axis] - 1) * stride + 1
@@ -145,12 +145,18 @@ def _dense_backward(
 
     # Without the barrier XLA folds the flip into the convolution, which inside a loop is 6 times slower.
     flipped = lax.optimization_barrier(kernel[::-1, ::-1].swapaxes(2, 3))
-    (kernel_cotangent,) = jax.vjp(lambda k: _convolve(images, k, stride, pads, precision), kernel)[1](cotangent)
     back = _convolve(cotangent, flipped, 1, (side(0), side(1)), precision, dilation=stride)
-    return back, kernel_cotangent
+    if trained is None:
+        return back, None
+    return back, jax.vjp(lambda k: _convolve(images, k, stride, pads, precision), kernel)[1](cotangent)[0]
 
 
-_dense.defvjp(_dense_forward, _dense_backward)
+_dense.defvjp(_dense_forward, _dense_backward, symbolic_zeros=True)
+
+
+def _saved(images: Any, kernel: Any) -> tuple[jax.Array, jax.Array, tuple[()] | None]:
+    """What a backward pass needs, and None where nobody asks for the kernel's gradient: tracing that takes long."""
+    return images.value, kernel.value, () if kernel.perturbed else None
 
 
 def _taps(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -176,13 +182,13 @@ def _shifted_sum(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array
     return _taps(images, kernel, stride)
 
 
-def _shifted_sum_forward(images: jax.Array, kernel: jax.Array, stride: int) -> Any:
-    return _taps(images, kernel, stride), (images, kernel)
+def _shifted_sum_forward(images: Any, kernel: Any, stride: int) -> Any:
+    return _taps(images.value, kernel.value, stride), _saved(images, kernel)
 
 
-def _shifted_sum_backward(stride: int, saved: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _shifted_sum_backward(stride: int, saved: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     # Each phase of the image's gradient is itself a shifted sum, over the taps that reach that phase.
-    images, kernel = saved
+    images, kernel, trained = saved
     size, (batch, height, width, channels) = kernel.shape[0], images.shape
     (top, _), (left, _) = same_pads(images.shape, size, stride)
     tall, wide, reach = -(-(height + top) // stride), -(-(width + left) // stride), (size - 1) // stride
@@ -199,11 +205,13 @@ def _shifted_sum_backward(stride: int, saved: Any, cotangent: jax.Array) -> tupl
 
     phases = [jnp.stack([phase(row, column) for column in range(stride)], 3) for row in range(stride)]
     whole = jnp.stack(phases, 2).reshape(batch, tall * stride, wide * stride, channels)
-    (kernel_cotangent,) = jax.vjp(lambda k: _taps(images, k, stride), kernel)[1](cotangent)
-    return whole[:, top : top + height, left : left + width], kernel_cotangent
+    back = whole[:, top : top + height, left : left + width]
+    if trained is None:
+        return back, None
+    return back, jax.vjp(lambda k: _taps(images, k, stride), kernel)[1](cotangent)[0]
 
 
-_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward)
+_shifted_sum.defvjp(_shifted_sum_forward, _shifted_sum_backward, symbolic_zeros=True)
 
 
 def _max_three(images: jax.Array, axis: int) -> jax.Array:

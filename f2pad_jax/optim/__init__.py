@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from f2pad_jax.optim.adan import ScaleByAdanState, adan_denominator, scale_by_adan
-from f2pad_jax.optim.sharing import Sharing, neighbourhood, share, share_gradients, sharing_weights, unshared
+from f2pad_jax.optim.sharing import Sharing, neighbourhood, share, share_gradients, sharing_weights
 from f2pad_jax.optim.steps import adaptive_step_size, clip_elements, project, track_progress
 
 __all__ = [
@@ -19,5 +19,4 @@ __all__ = [
     "share_gradients",
     "sharing_weights",
     "track_progress",
-    "unshared",
 ]

@@ -72,11 +72,6 @@ def sharing_weights(
     return Sharing(stacked / jnp.sum(stacked, axis=1, keepdims=True), offsets)
 
 
-def unshared(sharing: Sharing) -> Sharing:
-    """The map of the same shape that leaves each pixel what is its own."""
-    return Sharing(jnp.zeros_like(sharing.weights).at[:, sharing.offsets.index((0, 0))].set(1.0), sharing.offsets)
-
-
 def share(gradient: jax.Array, sharing: Sharing) -> jax.Array:
     """Eq. (13): each pixel's gradient becomes the weighted mean of its neighbours' gradients.
 

@@ -22,7 +22,7 @@ from f2pad_jax.detectors import Detector
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.objective import Problem
 from f2pad_jax.solver.solve import Solution
-from f2pad_jax.solver.step import RUNNING, Info, Method, Rates, State, init, step
+from f2pad_jax.solver.step import RUNNING, Info, Method, Rates, State, init, no_info, step
 
 CHUNK = 8  # steps per compiled call; the host looks at the lanes once in between
 AXIS = "lanes"
@@ -110,7 +110,7 @@ def solve_lanes(
 
     def begin(lane: Lane) -> tuple[_Task, _Moving]:
         task = jax.tree.map(_strong, _Task(lane.problem, lane.rates, jnp.int32(lane.limit)))
-        return task, _begin(extractor, jnp.asarray(lane.start), task, detector=detector, method=method)
+        return task, _begin(jnp.asarray(lane.start), task)
 
     def place(index: int, lane: tuple[_Task, _Moving], slot: int) -> tuple[_Task, _Moving]:
         return _place((tasks, moving), _like(lane, (tasks, moving), index), slot, sharding=spread)
@@ -148,13 +148,10 @@ def _strong(leaf: Any) -> jax.Array:
     return jax.lax.convert_element_type(array, array.dtype)
 
 
-@partial(jax.jit, static_argnames=("detector", "method"))
-def _begin(extractor: Extractor, start: jax.Array, task: _Task, *, detector: Detector, method: Method) -> _Moving:
+@jax.jit
+def _begin(start: jax.Array, task: _Task) -> _Moving:
     state = init(start, task.problem, task.rates)
-    outputs = jax.eval_shape(
-        lambda: step(state, task.problem, task.rates, extractor=extractor, detector=detector, method=method)
-    )
-    return _Moving(state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), outputs[1]))
+    return _Moving(state, no_info(state.normal))
 
 
 @partial(jax.jit, static_argnames=("detector", "method", "mesh", "together"), donate_argnames="moving")

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from f2pad_jax.detectors import Detector
 from f2pad_jax.extractor import Extractor
 from f2pad_jax.objective import Problem
-from f2pad_jax.solver.step import RUNNING, Info, Method, Rates, State, init, step
+from f2pad_jax.solver.step import RUNNING, Info, Method, Rates, State, init, no_info, step
 
 
 class Solution(NamedTuple):
@@ -51,6 +50,5 @@ def solve(
         return (carry[0].status == RUNNING) & (carry[0].count < limit)
 
     state = init(start, problem, rates)
-    blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(advance, (state, None))[1])
-    state, info = jax.lax.while_loop(unfinished, advance, (state, blank))
+    state, info = jax.lax.while_loop(unfinished, advance, (state, no_info(state.normal)))
     return Solution(state.normal, state.count, state.status, info)

@@ -35,13 +35,13 @@ class Method(NamedTuple):
       sparsity: "proximal" takes the exact proximal step for β·l_a, which yields exact zeros; "gradient" adds β·l_a to
         the loss, as the paper does.
       step_size: "constant", or "adaptive" as in Eq. (15).
-      sharing: what neighbours share: "norm" is ‖a‖, by which the proximal step decides; "all" is that and the
-        gradient, as in the paper.
+      share_gradient: whether neighbours share their gradient as well as ‖a‖, by which the proximal step decides; they
+        share neither where the problem has no weights for it.
     """
 
     sparsity: Literal["proximal", "gradient"] = "proximal"
     step_size: Literal["constant", "adaptive"] = "constant"
-    sharing: Literal["norm", "all", "none"] = "norm"
+    share_gradient: bool = False
 
 
 class Rates(NamedTuple):
@@ -86,10 +86,17 @@ class Info(NamedTuple):
     terms: Terms
 
 
+def no_info(normal: jax.Array) -> Info:
+    """Zeros in place of the `Info` of a step; to ask `eval_shape` would trace the network once more."""
+    zero = jnp.zeros((), normal.dtype)
+    return Info(zero, Terms(*[zero] * len(Terms._fields)))
+
+
 def optimiser(problem: Problem, rates: Rates, method: Method = Method()) -> optax.GradientTransformation:
     """Gradient sharing where asked for, clipping, Adan: the direction of a step before its size."""
-    sharing = share_gradients(problem.sharing) if method.sharing == "all" else optax.identity()
-    return optax.chain(sharing, clip_elements(rates.clip), scale_by_adan(eps=rates.damping))
+    weights = problem.sharing if method.share_gradient else None
+    shared = optax.identity() if weights is None else share_gradients(weights)
+    return optax.chain(shared, clip_elements(rates.clip), scale_by_adan(eps=rates.damping))
 
 
 def init(start: jax.Array, problem: Problem, rates: Rates) -> State:
@@ -151,7 +158,7 @@ def step(
         metric = jnp.mean(adan_denominator(moments[-1], eps=rates.damping) / size, axis=-1)
         anomaly = problem.image - normal
         length = pixel_norm(anomaly)
-        if method.sharing != "none":
+        if problem.sharing is not None:
             # Neighbours of like colour decide together, so that a defect does not vanish in specks.
             length = share(length[..., None], problem.sharing)[..., 0]
         normal = problem.image - prox_log_penalty(anomaly, beta / metric, length)
@@ -164,7 +171,10 @@ def step(
         track_progress(state.progress, value, rates.tolerance * pixels),
         no_progress(),
     )
-    finite = jnp.isfinite(value) & jnp.all(jnp.isfinite(gradient)) & jnp.all(jnp.isfinite(normal))
+    # Products of vectors, because XLA then writes the gradient once; a reduction would be one more of the uses that
+    # compute it anew on a CPU, a fifth of a step.
+    squares = jnp.vdot(gradient, gradient) + jnp.vdot(normal, normal)
+    finite = jnp.isfinite(value) & jnp.isfinite(squares)
     lowest = jnp.where(progress.stale == 0, state.normal, state.lowest)
     stopped = progress.stale >= rates.patience
     normal = jnp.where(stopped & (value > progress.best + DIVERGED * pixels), lowest, normal)
