@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
     fit.add_argument("--rank", type=_at_least(1), metavar="R", help="padim: keep R eigenvectors at every position")
     fit.add_argument("--flow", type=Path, metavar="FILE", help="cflow: trained flows of CFLOW-AD or anomalib")
-    fit.add_argument("--blocks", type=_at_least(1), metavar="N", help="cflow: couplings of each flow (2; --paper: 8)")
+    fit.add_argument("--blocks", type=_at_least(1), metavar="N", help="cflow: couplings of each flow (3; --paper: 8)")
     fit.add_argument(
         "--checkpoint", type=Path, metavar="DIR", help="cflow: keep unfinished training here, and go on from it"
     )

@@ -3,7 +3,7 @@
 Facts follow gudovskiy/cflow-ad (`model.py`, `train.py`). Its score map compares with the likeliest position of the
 whole test set; here that reference is the likeliest position of the training pictures, so that one picture is
 enough. Its training pictures are turned by up to 5° at random; here features are computed once, of pictures as they
-are. Its flows have eight couplings; two score as well and are smoother, so n descends farther and in less time.
+are. Its flows have eight couplings; three score as well and are smoother, so n descends farther and in less time.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Params = dict[str, Any]
 Decoder = dict[str, Any]  # mean, deviation (C,), reference () and flow, of `networks.flow`
 Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
 
-BLOCKS, PUBLISHED_BLOCKS = 2, 8  # couplings of each flow, here and in the reference; see docs/decisions.md
+BLOCKS, PUBLISHED_BLOCKS = 3, 8  # couplings of each flow, here and in the reference; see docs/decisions.md
 FEW_SHOTS, FEW_SHOT_MAPS = 16, 2  # with 16 training pictures the F2PAD paper uses two maps
 
 
