@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from loop_tasks import CHOICES, Choices, Setup, given, setup_of
 from options import Options
-from problems import extractor_for, model_of
+from problems import extractor_for, model_of, use_all_cores
 from timing import spread
 from worker import worker
 
@@ -109,7 +109,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
     """
     if importlib.util.find_spec("torch") is None:
         raise InputError("torch is not installed", mend="pip install 'f2pad-jax[parity]'")
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # lanes of ours run on all cores
+    use_all_cores()
     wanted = [pair for pair in product(DETECTORS, CATEGORIES) if options.wanted(EXTRACTOR, *pair)]
     extractor, weights = extractor_for(EXTRACTOR, options)
     for detector, category in wanted:

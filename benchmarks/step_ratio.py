@@ -8,7 +8,6 @@ batch; `ratio` compares it with the bare call of the batch, `ratio_alike` with t
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import product
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from limits import shares
 from options import DETECTORS, EXTRACTORS, Options
-from problems import batch_of, endless_rates, extractor_for, model_of
+from problems import batch_of, endless_rates, extractor_for, model_of, use_all_cores
 from timing import Prepared, call_once, interleaved, prepared, spread, summary
 
 from f2pad_jax.detectors import Detector, get_detector
@@ -167,7 +166,7 @@ def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
 
 def cases(options: Options) -> Iterator[dict[str, Any]]:
     """Every combination that is asked for."""
-    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # for lanes on all cores
+    use_all_cores()
     for name, detector in product(EXTRACTORS, DETECTORS):
         variants = [v for v in VARIANTS if options.wanted(name, detector, *v)]
         if not variants:

@@ -80,6 +80,20 @@ def test_a_tiny_case_writes_the_contracts_json(
     assert f"ratio {figures['ratio']:.2f}" in capsys.readouterr().out
 
 
+def test_lanes_are_compared_with_the_batch_and_with_their_like(
+    run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(import_module("problems"), "TRAINING", 8)
+    out = tmp_path / "lanes.json"
+    case = ["--only", "resnet18", "padim", "12%", "lanes", "--size", "64", "--repeats", "3", "--json", str(out)]
+    assert run.main(["step_ratio", *case]) == 0
+    (figures,) = json.loads(out.read_text())["cases"]
+    assert figures["batch"] == 8
+    assert figures["ratio"] == pytest.approx(figures["median_s"] / figures["base_median_s"], abs=1e-3)
+    assert figures["ratio_alike"] == pytest.approx(figures["median_s"] / figures["alike_median_s"], abs=1e-3)
+
+
 @pytest.mark.parametrize("name", ["extractor_vs_torch", "pytorch_loop"])
 def test_without_torch_one_line_says_so(
     name: str, run: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
