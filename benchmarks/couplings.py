@@ -21,7 +21,6 @@ import f2pad_jax
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.experiments.sets import Category, read_category
 from f2pad_jax.extractor import Extractor
-from f2pad_jax.fitting import score_maps
 from f2pad_jax.metrics import iou, pixel_auroc
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import segment_many
@@ -46,7 +45,6 @@ def measured(category: Category, extractor: Extractor, couplings: int, images: i
     model = f2pad_jax.fit(category.train, detector="cflow", extractor=extractor, seed=0, options={"blocks": couplings})
     fitted = time.perf_counter() - began
     pictures, truths = category.images[:images], category.masks[:images]
-    scores = score_maps(model, pictures)
     began = time.perf_counter()
     found = segment_many(model, pictures)
     solved = (time.perf_counter() - began) / len(pictures)
@@ -55,7 +53,7 @@ def measured(category: Category, extractor: Extractor, couplings: int, images: i
         "category": category.name,
         "couplings": couplings,
         "loss": float(model.scales.score),
-        "auroc": pixel_auroc(scores, truths),
+        "auroc": pixel_auroc(np.stack([result.score_map for result in found]), truths),
         "backbone": float(np.mean([iou(result.initial_mask, t) for result, t in zip(found, truths, strict=True)])),
         "iou": float(np.mean(reached)),
         "lowest": min(reached),

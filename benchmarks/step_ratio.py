@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from limits import shares
 from options import DETECTORS, EXTRACTORS, Options
 from problems import batch_of, endless_rates, extractor_for, model_of, use_all_cores
-from timing import Prepared, call_once, interleaved, prepared, spread, summary
+from timing import Prepared, call_once, interleaved, prepared, summary
 
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.extractor import Extractor
@@ -126,11 +126,12 @@ def measured_lanes(model: Model, variant: Variant, *, repeats: int) -> dict[str,
     times, _ = interleaved({k: partial(call_once, call.run) for k, call in calls.items()}, repeats=repeats)
     rounds = variant.batch / (ITERATIONS * jax.local_device_count())  # of calls, for a step of the whole batch
     ours, alike = ([t * rounds for t in times[k]] for k in ("ours", "alike"))
+    like = summary(ours, alike)
     return {
         "positions": problems.feature.positions.shape[1],
         **summary(ours, times["bare"]),
-        "ratio_alike": summary(ours, alike)["ratio"],
-        "alike_median_s": spread(alike)["median_s"],
+        "ratio_alike": like["ratio"],
+        "alike_median_s": like["base_median_s"],
         "compile_s": calls["ours"].compile_s,
         "precision": extractor.precision,
     }

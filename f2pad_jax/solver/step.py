@@ -172,7 +172,7 @@ def step(
         no_progress(),
     )
     # Products of vectors, because XLA then writes the gradient once; a reduction would be one more of the uses that
-    # compute it anew on a CPU, a fifth of a step.
+    # compute it anew on a CPU, a tenth of a step.
     squares = jnp.vdot(gradient, gradient) + jnp.vdot(normal, normal)
     finite = jnp.isfinite(value) & jnp.isfinite(squares)
     lowest = jnp.where(progress.stale == 0, state.normal, state.lowest)
