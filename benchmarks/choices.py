@@ -30,9 +30,9 @@ import f2pad_jax
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, score_maps
 from f2pad_jax.metrics import iou
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem, objective
 from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.pipeline import Start, begin, clean, find_region, lane, masking, method_of

@@ -20,8 +20,8 @@ from problems import use_all_cores
 import f2pad_jax
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.experiments.sets import Category, read_category
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.metrics import iou, pixel_auroc
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import segment_many
 

@@ -28,9 +28,9 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.experiments.tables import markdown
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.fitting import score_maps
-from f2pad_jax.inpainting import harmonic_fill
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import FeatureLoss
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import find_region

@@ -22,7 +22,7 @@ from timing import call_once, interleaved, prepared, summary
 from worker import worker
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 
 AGREEMENT = 1e-3  # relative difference up to which both networks count as the same
 KINDS = ("forward", "value_and_grad")
@@ -57,7 +57,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
       InputError: torch is not installed.
     """
     if importlib.util.find_spec("torch") is None:
-        raise InputError("torch is not installed", mend="pip install 'f2pad-jax[parity]'")
+        raise InputError("torch is not installed", hint="pip install 'f2pad-jax[parity]'")
     for name in EXTRACTORS:
         wanted = [pair for pair in product(KINDS, BATCHES) if options.wanted(name, *pair)]
         if not wanted:

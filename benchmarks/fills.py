@@ -28,13 +28,13 @@ from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.data.textures import TEXTURES
 from f2pad_jax.experiments.sets import EMBEDDED, Category, load_category
 from f2pad_jax.experiments.variants import DIFFERENT
+from f2pad_jax.fills import Inpainter
+from f2pad_jax.fills.autoencoder import KIND
+from f2pad_jax.fills.training import train_to_folder
 from f2pad_jax.fitting import score_maps
-from f2pad_jax.inpainting import Inpainter
-from f2pad_jax.inpainting.autoencoder import KIND
-from f2pad_jax.inpainting.training import train_to_folder
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import Model, begin, find_masks, find_region, masking
-from f2pad_jax.pretrained.inpainters import load_inpainter
+from f2pad_jax.weights.inpainters import load_inpainter
 
 STARTS = ("harmonic", "matching", "autoencoder", "auto")
 

@@ -47,8 +47,8 @@ from f2pad_jax import pipeline
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import get_detector
+from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.inpainting import harmonic_fill
 from f2pad_jax.metrics import iou
 from f2pad_jax.output import make_folder, write_json
 from f2pad_jax.pipeline import Job, Start, find_masks, find_region, masking

@@ -21,7 +21,7 @@ import numpy as np
 import f2pad_jax
 from f2pad_jax import metrics
 from f2pad_jax.data.textures import TEXTURES, texture_category
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import write_bytes, write_json
 from f2pad_jax.pipeline import segment_many
 

@@ -14,13 +14,13 @@ import f2pad_jax
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.fitting import Model
-from f2pad_jax.inpainting import harmonic_fill
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem
 from f2pad_jax.preparing import prepare
-from f2pad_jax.pretrained.registry import NETWORKS
 from f2pad_jax.solver import Rates
+from f2pad_jax.weights.registry import NETWORKS
 
 TRAINING = 64
 COVERED = 0.12  # share of the pixels in the region

@@ -108,7 +108,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
       InputError: torch is not installed.
     """
     if importlib.util.find_spec("torch") is None:
-        raise InputError("torch is not installed", mend="pip install 'f2pad-jax[parity]'")
+        raise InputError("torch is not installed", hint="pip install 'f2pad-jax[parity]'")
     use_all_cores()
     wanted = [pair for pair in product(DETECTORS, CATEGORIES) if options.wanted(EXTRACTOR, *pair)]
     extractor, weights = extractor_for(EXTRACTOR, options)

@@ -33,8 +33,8 @@ from worker import worker
 
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.detectors.patchcore import localize
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, apply_extractor, features
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem
 from f2pad_jax.solver import Info, Lane, Rates, State, init, solve_lanes, step
 

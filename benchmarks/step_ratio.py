@@ -22,8 +22,8 @@ from problems import batch_of, endless_rates, extractor_for, model_of, use_all_c
 from timing import Prepared, call_once, interleaved, prepared, summary
 
 from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem
 from f2pad_jax.solver import Info, Rates, State, init, solve, step
 

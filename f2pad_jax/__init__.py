@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from f2pad_jax.evaluation import evaluate
     from f2pad_jax.model_file import load_model, save_model
     from f2pad_jax.pipeline import Model, Segmentation, Settings, fit
-    from f2pad_jax.pretrained import load_extractor
     from f2pad_jax.segmenting import segment
     from f2pad_jax.tuning import tune
+    from f2pad_jax.weights import load_extractor
 
 __version__ = "0.1.0"
 
@@ -37,7 +37,7 @@ _HOMES = {
     "Settings": "pipeline",
     "evaluate": "evaluation",
     "fit": "pipeline",
-    "load_extractor": "pretrained",
+    "load_extractor": "weights",
     "load_model": "model_file",
     "save_model": "model_file",
     "segment": "segmenting",

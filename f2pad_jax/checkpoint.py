@@ -49,7 +49,7 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
     leaves = {name: np.asarray(leaf) for name, leaf in _flat(tree).items()}
     unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
     if unusable:
-        raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, mend="fit it again")
+        raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, hint="fit it again")
     table = {name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for name, leaf in leaves.items()}
     # orbax has no form for arrays without elements: the table alone restores them
     stored = _nested({name: leaf for name, leaf in leaves.items() if leaf.size})
@@ -78,9 +78,9 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
       InputError: no such folder, of another kind or version, changed since it was written, or not finite.
     """
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, mend=f"name the folder of a {kind}")
+        raise InputError("no such folder", where=folder, hint=f"name the folder of a {kind}")
     if not is_checkpoint(folder, kind=kind):
-        raise InputError(f"is no {kind}: it holds no {kind}.json", where=folder, mend=f"name the folder of a {kind}")
+        raise InputError(f"is no {kind}: it holds no {kind}.json", where=folder, hint=f"name the folder of a {kind}")
     try:
         head = _verified_head(folder, kind, version)
         return _restore(folder / ARRAYS, head.pop("arrays")), head
@@ -89,7 +89,7 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
     # A damaged folder makes JSON and orbax raise errors of many kinds; each means that it cannot be used.
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InputError(f"damaged {kind} ({reason})", where=folder, mend="make or copy it again") from error
+        raise InputError(f"damaged {kind} ({reason})", where=folder, hint="make or copy it again") from error
 
 
 def is_checkpoint(folder: Path, *, kind: str) -> bool:
@@ -105,7 +105,7 @@ def check_target(folder: Path, *, kind: str) -> None:
     """
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not is_checkpoint(folder, kind=kind):
-        raise InputError(f"exists already and is no {kind}", where=folder, mend="name a new folder")
+        raise InputError(f"exists already and is no {kind}", where=folder, hint="name a new folder")
 
 
 def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
         raise InputError(
             f"is of version {head['version']}, this program reads version {version}",
             where=folder,
-            mend="make it again",
+            hint="make it again",
         )
     return head
 

@@ -23,18 +23,18 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
 from f2pad_jax.experiments.command import Request, experiment, join_results, merge
 from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC
+from f2pad_jax.fills.autoencoder import KIND as AUTOENCODER
+from f2pad_jax.fills.training import small_spec, train_to_folder
 from f2pad_jax.fitting import draw_shots
-from f2pad_jax.inpainting.autoencoder import KIND as AUTOENCODER
-from f2pad_jax.inpainting.training import small_spec, train_to_folder
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.pipeline import Model, Settings, fit
-from f2pad_jax.pretrained import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
-from f2pad_jax.pretrained.flow_files import read_flows
-from f2pad_jax.pretrained.inpainters import load_inpainter
-from f2pad_jax.pretrained.listing import describe, weights_table
 from f2pad_jax.segmenting import panel_row, segment_files
 from f2pad_jax.tuning import tune
+from f2pad_jax.weights import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
+from f2pad_jax.weights.flow_files import read_flows
+from f2pad_jax.weights.inpainters import load_inpainter
+from f2pad_jax.weights.listing import describe, weights_table
 
 DONE, UNUSABLE = 0, 2
 DEMO_CATEGORIES = ("brick", "gravel")
@@ -65,7 +65,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     """Makes a data set with exact masks."""
     if arguments.normals == Path("textures") and not arguments.normals.exists():
         if arguments.masks or arguments.structural:
-            raise InputError("textures take neither --masks nor --structural", mend="leave them out")
+            raise InputError("textures take neither --masks nor --structural", hint="leave them out")
         make_textures(arguments.out, seed=arguments.seed, test=arguments.count or 8, size=arguments.size or 224)
     else:
         synthesize_category(
@@ -85,10 +85,10 @@ def run_fit(arguments: argparse.Namespace) -> int:
     detector = get_detector(arguments.detector)
     options = _flow_options(arguments) if detector.name == "cflow" else {}
     if detector.name != "cflow" and (arguments.flow or arguments.checkpoint or arguments.blocks):
-        raise InputError(f"{detector.name} takes none of --flow, --checkpoint, --blocks", mend="leave them out")
+        raise InputError(f"{detector.name} takes none of --flow, --checkpoint, --blocks", hint="leave them out")
     if arguments.rank is not None:
         if detector.name != "padim":
-            raise InputError(f"{detector.name} takes no --rank", mend="leave it out")
+            raise InputError(f"{detector.name} takes no --rank", hint="leave it out")
         options["rank"] = arguments.rank
     check_target(arguments.out, kind="model")
     paths = open_category(arguments.dataset, need_test=False).train
@@ -97,7 +97,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
             raise InputError(
                 f"has {len(paths)} training pictures, not {arguments.shots}",
                 where=arguments.dataset,
-                mend="lower --shots",
+                hint="lower --shots",
             )
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
@@ -187,14 +187,14 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         _complain(InputError(line))
 
     if arguments.name in ("merge", "results") and not arguments.parts:
-        raise InputError("no folder was named", where=arguments.name, mend="name the --out folders of earlier runs")
+        raise InputError("no folder was named", where=arguments.name, hint="name the --out folders of earlier runs")
     if arguments.name == "merge":
         return DONE if merge(arguments.parts, arguments.out, on_failure=fail, say=print) else UNUSABLE
     if arguments.name == "results":
         join_results(arguments.parts, arguments.out, say=print)
         return DONE
     if arguments.parts:
-        raise InputError("takes no folders", where=arguments.name, mend="give MVTec AD with --data")
+        raise InputError("takes no folders", where=arguments.name, hint="give MVTec AD with --data")
     request = Request(
         arguments.name,
         arguments.data,
@@ -249,7 +249,7 @@ def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.flow is not None:
         if arguments.checkpoint is not None or arguments.blocks is not None:
             raise InputError(
-                "imported flows are not trained", where=arguments.flow, mend="leave --checkpoint and --blocks out"
+                "imported flows are not trained", where=arguments.flow, hint="leave --checkpoint and --blocks out"
             )
         return {"imported": read_flows(arguments.flow)}
     options = {"used": maps_of_shots(arguments.shots), "checkpoint": arguments.checkpoint}
@@ -259,7 +259,7 @@ def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _results_folder(path: Path) -> Path:
     if is_checkpoint(path, kind="model"):
-        raise InputError("is the folder of a model", where=path, mend="name another folder for results")
+        raise InputError("is the folder of a model", where=path, hint="name another folder for results")
     return make_folder(path)
 
 

@@ -131,7 +131,7 @@ def check_masks(masks: np.ndarray, where: object) -> None:
       InputError: no mask shows a defect, or all of them show nothing else.
     """
     if not masks.any() or masks.all():
-        raise InputError("its masks hold one kind of pixel only", where=where, mend="test on defects")
+        raise InputError("its masks hold one kind of pixel only", where=where, hint="test on defects")
 
 
 def gap_closed(backbone: float, refined: float) -> float | None:

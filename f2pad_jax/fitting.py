@@ -17,9 +17,9 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.data.synthesize import cut_paste
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
-from f2pad_jax.inpainting.autoencoder import Inpainter
+from f2pad_jax.fills.autoencoder import Inpainter
 from f2pad_jax.metrics import f1max
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Scales
 from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
 from f2pad_jax.settings import Settings, check_settings
@@ -200,22 +200,22 @@ def fit(
     check_settings(settings)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)")
+        raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, S, S, 3)")
     coarsest = extractor.strides[-1]
     if images.shape[1] % coarsest or images.shape[1] < 4 * coarsest:
         raise InputError(
             f"the pictures are {images.shape[1]} pixels wide",
-            mend=f"use a multiple of {coarsest}, at least {4 * coarsest}",
+            hint=f"use a multiple of {coarsest}, at least {4 * coarsest}",
         )
     if inpainter is None and settings.start == "autoencoder":
-        raise InputError("the start is the autoencoder, but there is none", mend="give an inpainter")
+        raise InputError("the start is the autoencoder, but there is none", hint="give an inpainter")
     if inpainter is not None and inpainter.spec.size != images.shape[1]:
         raise InputError(
             f"the pictures are {images.shape[1]} pixels wide, the autoencoder's {inpainter.spec.size}",
-            mend="make the sizes equal",
+            hint="make the sizes equal",
         )
     if len(images) < FEWEST:
-        raise InputError(f"{len(images)} normal pictures are too few", mend=f"give at least {FEWEST}")
+        raise InputError(f"{len(images)} normal pictures are too few", hint=f"give at least {FEWEST}")
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]

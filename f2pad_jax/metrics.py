@@ -153,5 +153,5 @@ def _scored(scores: np.ndarray, masks: np.ndarray) -> tuple[np.ndarray, np.ndarr
     if scores.shape != masks.shape or scores.ndim != 3:
         raise ValueError(f"score maps {scores.shape} and masks {masks.shape} must both be (N, H, W)")
     if not masks.any() or masks.all():
-        raise InputError("the masks hold one kind of pixel only", mend="test on defects and normal pixels both")
+        raise InputError("the masks hold one kind of pixel only", hint="test on defects and normal pixels both")
     return scores, masks

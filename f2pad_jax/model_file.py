@@ -14,13 +14,13 @@ import numpy as np
 from f2pad_jax.checkpoint import load_arrays, save_arrays
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.errors import InputError
-from f2pad_jax.inpainting.autoencoder import OWN, Inpainter
+from f2pad_jax.fills.autoencoder import OWN, Inpainter
 from f2pad_jax.objective import Scales
 from f2pad_jax.pipeline import Model, Settings
-from f2pad_jax.pretrained import load_extractor
-from f2pad_jax.pretrained.inpainters import load_inpainter, own_inpainter
-from f2pad_jax.pretrained.registry import entry
 from f2pad_jax.priors import PixelMixture
+from f2pad_jax.weights import load_extractor
+from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
+from f2pad_jax.weights.registry import entry
 
 VERSION = 3
 
@@ -82,11 +82,11 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged model ({error})", where=folder, mend="fit it again") from error
+        raise InputError(f"damaged model ({error})", where=folder, hint="fit it again") from error
     extractor = load_extractor(name, weights=None if weights is None else Path(weights), precision=precision)
     if extractor.digest != digest:
-        mend = "name their file by --weights, or fit it again"
-        raise _other_weights(name, digest, extractor.digest, folder, mend)
+        hint = "name their file by --weights, or fit it again"
+        raise _other_weights(name, digest, extractor.digest, folder, hint)
     return Model(extractor=extractor, inpainter=inpainter, **fields)
 
 
@@ -103,9 +103,9 @@ def _inpainter(arrays: dict[str, Any], facts: dict[str, Any], folder: Path) -> I
     return loaded
 
 
-def _other_weights(name: str, wanted: str, found: str, folder: Path, mend: str) -> InputError:
+def _other_weights(name: str, wanted: str, found: str, folder: Path, hint: str) -> InputError:
     what = f"was fitted with other weights of {name} (SHA-256 {wanted[:16]}…, not {found[:16]}…)"
-    return InputError(what, where=folder, mend=mend)
+    return InputError(what, where=folder, hint=hint)
 
 
 def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from f2pad_jax.detectors import Detector
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.optim.sharing import Sharing
 from f2pad_jax.priors import PixelMixture, log_penalty, pixel_prior, total_variation
 

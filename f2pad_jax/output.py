@@ -43,5 +43,5 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=path, mend="name another folder") from error
+        raise InputError(f"cannot be made ({error.strerror})", where=path, hint="name another folder") from error
     return path

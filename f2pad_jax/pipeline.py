@@ -15,8 +15,8 @@ from tqdm import tqdm
 from f2pad_jax.data.images import denormalize, normalize
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.errors import InputError
+from f2pad_jax.fills import Match, autoencoder_fill, harmonic_fill, matching_fill
 from f2pad_jax.fitting import Model, fit, score_maps
-from f2pad_jax.inpainting import Match, autoencoder_fill, harmonic_fill, matching_fill
 from f2pad_jax.preparing import SQUARE, affected, prepare, strides_of
 from f2pad_jax.settings import Settings
 from f2pad_jax.solver import CONVERGED, NON_FINITE, Lane, Method, Rates, Solution, solve_lanes
@@ -86,7 +86,7 @@ def fill(image: np.ndarray, region: np.ndarray, model: Model, *, kind: str) -> M
         return Match(harmonic_fill(image, region), np.inf)
     if kind == "autoencoder":
         if model.inpainter is None:
-            raise InputError("the model has no autoencoder", mend="fit it with --inpainter, or choose another start")
+            raise InputError("the model has no autoencoder", hint="fit it with --inpainter, or choose another start")
         return Match(autoencoder_fill(image, region, model.inpainter.params, model.inpainter.spec), np.inf)
     return matching_fill(image, region, normalize(model.normals))
 
@@ -240,7 +240,7 @@ def segment_many(
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != (model.size, model.size, 3):
         raise InputError(
             f"the pictures are {images.dtype} {images.shape}",
-            mend=f"give uint8 RGB, (N, {model.size}, {model.size}, 3)",
+            hint=f"give uint8 RGB, (N, {model.size}, {model.size}, 3)",
         )
     if not len(images):
         return []

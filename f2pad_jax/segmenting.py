@@ -39,7 +39,7 @@ def segment(model: Model, image: np.ndarray) -> Segmentation:
     """
     image = np.asarray(image)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise InputError(f"the picture is {image.dtype} {image.shape}", mend="give uint8 RGB, (H, W, 3)")
+        raise InputError(f"the picture is {image.dtype} {image.shape}", hint="give uint8 RGB, (H, W, 3)")
     return _at_size_of(segment_square(model, resize_image(image, (model.size, model.size))), image)
 
 
@@ -92,7 +92,7 @@ def segment_files(
       InputError: the folder holds some of the pictures, or cannot be written.
     """
     if any(path.parent.resolve() == out.resolve() for path in paths):
-        raise InputError("holds pictures that are to be segmented", where=out, mend="name another folder")
+        raise InputError("holds pictures that are to be segmented", where=out, hint="name another folder")
     records: list[dict[str, Any]] = []
     stems, solve = output_stems(paths), _segment_growing if grow else segment_many
     try:

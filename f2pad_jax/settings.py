@@ -102,4 +102,4 @@ def check_settings(settings: Settings) -> None:
     for name, hint in get_type_hints(Settings).items():
         choices, value = get_args(hint), getattr(settings, name)
         if choices and value not in choices:
-            raise InputError(f"{name} is {value!r}", where="settings", mend=f"choose one of {', '.join(choices)}")
+            raise InputError(f"{name} is {value!r}", where="settings", hint=f"choose one of {', '.join(choices)}")

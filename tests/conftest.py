@@ -9,9 +9,9 @@ import jax
 import pytest
 
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, fit
-from f2pad_jax.pretrained import load_extractor
+from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.weights import load_extractor
 
 jax.config.update("jax_platforms", "cpu")
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem, Scales
 from f2pad_jax.optim import sharing_weights
 from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation

@@ -19,8 +19,8 @@ import pytest
 
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import get_detector
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import fit
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Terms, terms
 from f2pad_jax.optim import scale_by_adan, share_gradients
 from f2pad_jax.preparing import prepare

@@ -17,7 +17,7 @@ from f2pad_jax.detectors import cflow, cflow_training
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
-from f2pad_jax.pretrained.flow_files import from_freia, read_flows, to_freia
+from f2pad_jax.weights.flow_files import from_freia, read_flows, to_freia
 
 CHANNELS, SIDES = (5, 4), (4, 2)
 QUICK: dict[str, Any] = {"epochs": 4, "blocks": 2, "rate": 1e-2}

@@ -26,9 +26,9 @@ from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.pipeline import find_region
-from f2pad_jax.pretrained.flow_files import to_freia
 from f2pad_jax.segmenting import output_stems
 from f2pad_jax.settings import Settings
+from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64
 FIT = ["--detector", "patchcore", "--extractor", "efficientnet_lite0"]

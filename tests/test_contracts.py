@@ -18,9 +18,9 @@ import f2pad_jax
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS, Detector, get_detector
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.networks import efficientnet, resnet
-from f2pad_jax.pretrained.registry import registry
+from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.weights.registry import registry
 
 SIDE, COUNT = 64, 6
 EXTRACTORS = ("efficientnet_lite0", "resnet18")

@@ -16,8 +16,8 @@ from safetensors.numpy import save
 from f2pad_jax.cli import main
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import resnet
-from f2pad_jax.pretrained import fetch_weights, key_maps, list_weights, load_extractor
-from f2pad_jax.pretrained.registry import Entry, registry
+from f2pad_jax.weights import fetch_weights, key_maps, list_weights, load_extractor
+from f2pad_jax.weights.registry import Entry, registry
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
 FILE = "resnet18-f37072fd.pth"

@@ -12,7 +12,7 @@ import pytest
 
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
-from f2pad_jax.pretrained.flow_files import from_freia, to_freia
+from f2pad_jax.weights.flow_files import from_freia, to_freia
 
 ROWS = 6
 KINDS = [("soft", "tanh"), ("hard", "atan")]  # permutations and clamps

@@ -17,17 +17,17 @@ from torch_parts import import_torchvision
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.errors import InputError
+from f2pad_jax.fills import training
+from f2pad_jax.fills.autoencoder import Inpainter, autoencoder_fill, removed_tokens, spec_of
 from f2pad_jax.fitting import Model, fit
-from f2pad_jax.inpainting import training
-from f2pad_jax.inpainting.autoencoder import Inpainter, autoencoder_fill, removed_tokens, spec_of
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import mae
 from f2pad_jax.networks.mae import MAESpec
 from f2pad_jax.pipeline import Settings, begin, fill
-from f2pad_jax.pretrained import import_weights, list_weights, load_extractor, mae_keys
-from f2pad_jax.pretrained.inpainters import load_inpainter
-from f2pad_jax.pretrained.registry import NETWORKS, _inpainter
-from f2pad_jax.pretrained.weight_files import read_weights
+from f2pad_jax.weights import import_weights, list_weights, load_extractor, mae_keys
+from f2pad_jax.weights.inpainters import load_inpainter
+from f2pad_jax.weights.registry import NETWORKS, _inpainter
+from f2pad_jax.weights.weight_files import read_weights
 
 TINY = MAESpec(32, 8, 48, 2, 4, 32, 2, 4)
 

@@ -15,8 +15,8 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.objective import Scales
 from f2pad_jax.pipeline import Model, Settings
-from f2pad_jax.pretrained import load_extractor
 from f2pad_jax.priors import PixelMixture
+from f2pad_jax.weights import load_extractor
 
 SIZE = 8
 

@@ -16,7 +16,7 @@ import pytest
 from torch_parts import import_torchvision
 
 from f2pad_jax.networks import efficientnet, layers, resnet
-from f2pad_jax.pretrained import key_maps, load_extractor
+from f2pad_jax.weights import key_maps, load_extractor
 
 torch = pytest.importorskip("torch")
 torchvision: Any = import_torchvision()

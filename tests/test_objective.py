@@ -14,7 +14,7 @@ import pytest
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS, Detector, get_detector
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Coefficients, FeatureLoss, Problem, Scales, objective, terms
 from f2pad_jax.optim import sharing_weights
 from f2pad_jax.priors import PixelMixture, fit_pixel_mixture

@@ -14,9 +14,9 @@ from f2pad_jax import pipeline, preparing
 from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import Case, texture_category
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import score_maps, synthetic_anomalies
 from f2pad_jax.metrics import iou
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.pipeline import Model, Segmentation, fit, segment
 from f2pad_jax.settings import Settings
 

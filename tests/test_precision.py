@@ -17,9 +17,9 @@ from f2pad_jax.data.images import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.networks import resnet
-from f2pad_jax.pretrained import load_extractor
+from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.weights import load_extractor
 
 WANTED = {"parity": Precision.HIGHEST, "fast": Precision.DEFAULT, "bf16": Precision.DEFAULT}
 # Relative errors of the maps and of the gradient; roundings that flip a ReLU change the gradient by more.

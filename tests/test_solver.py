@@ -26,7 +26,7 @@ from solving import (
     with_beta,
 )
 
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem, objective
 from f2pad_jax.optim import share
 from f2pad_jax.priors import PixelMixture

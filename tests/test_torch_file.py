@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2pad_jax.pretrained.torch_file import read_torch
+from f2pad_jax.weights.torch_file import read_torch
 
 
 @pytest.mark.parity

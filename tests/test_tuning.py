@@ -11,7 +11,7 @@ import pytest
 
 from f2pad_jax import pipeline, tuning
 from f2pad_jax.errors import InputError
-from f2pad_jax.inpainting import Match
+from f2pad_jax.fills import Match
 from f2pad_jax.settings import Settings, check_settings
 
 IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)

@@ -66,15 +66,15 @@ def open_category(path: str | os.PathLike[str], *, need_test: bool = True) -> Ca
     """
     root = Path(path)
     if not root.is_dir():
-        raise InputError("no such folder", where=root, mend="name a category's folder, such as mvtec/capsule")
+        raise InputError("no such folder", where=root, hint="name a category's folder, such as mvtec/capsule")
     if not (root / "train" / "good").is_dir():
         raise InputError(
-            "has no train/good", where=root, mend="name one category's folder; its normal pictures go there"
+            "has no train/good", where=root, hint="name one category's folder; its normal pictures go there"
         )
     train = tuple(_filled(root / "train" / "good"))
     tests = tuple(_tests(root)) if (root / "test").is_dir() else ()
     if need_test and not tests:
-        raise InputError("has no test pictures", where=root, mend="put them in test/<defect> or test/good")
+        raise InputError("has no test pictures", where=root, hint="put them in test/<defect> or test/good")
     resolved = root.resolve()
     return Category(root, resolved.name, resolved.parent.name, train, tests)
 
@@ -92,7 +92,7 @@ def read_test(case: TestImage, size: int | None = None) -> tuple[np.ndarray, np.
     mask = np.zeros(image.shape[:2], bool) if case.mask is None else read_mask(case.mask)
     if mask.shape != image.shape[:2]:
         sides = "{1} × {0} pixels, its picture {3} × {2}".format(*mask.shape, *image.shape)
-        raise InputError(f"the mask has {sides}", where=case.mask, mend="give both one size")
+        raise InputError(f"the mask has {sides}", where=case.mask, hint="give both one size")
     if size is None:
         return image, mask
     return resize_image(image, (size, size)), resize_mask(mask, (size, size))
@@ -142,7 +142,7 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         picture for path in map(Path, paths) for picture in (_filled(path) if path.is_dir() else [path])
     )
     if not found:
-        raise InputError("no picture was named", mend="name pictures or folders of pictures")
+        raise InputError("no picture was named", hint="name pictures or folders of pictures")
     return list(found)
 
 
@@ -164,7 +164,7 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
     """
     out = Path(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError("exists already and is not an empty folder", where=out, mend="name a new folder")
+        raise InputError("exists already and is not an empty folder", where=out, hint="name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
@@ -190,7 +190,7 @@ def _pictures(folder: Path) -> list[Path]:
 def _filled(folder: Path) -> list[Path]:
     pictures = _pictures(folder)
     if not pictures:
-        raise InputError("holds no pictures", where=folder, mend="put pictures such as .png or .jpg there")
+        raise InputError("holds no pictures", where=folder, hint="put pictures such as .png or .jpg there")
     return pictures
 
 
@@ -208,17 +208,17 @@ def _tests(root: Path) -> Iterator[TestImage]:
         seen: dict[str, Path] = {}
         for path in _filled(folder):
             if path.stem in seen:
-                raise InputError(f"has the name of {seen[path.stem].name}", where=path, mend="rename one of them")
+                raise InputError(f"has the name of {seen[path.stem].name}", where=path, hint="rename one of them")
             seen[path.stem] = path
             mask = masks.get(f"{path.stem}_mask")
             if mask is None and folder.name != "good":
                 wanted = truth / folder.name / f"{path.stem}_mask.png"
-                raise InputError("has no mask", where=path, mend=f"put one at {wanted}")
+                raise InputError("has no mask", where=path, hint=f"put one at {wanted}")
             if mask is not None:
                 unused.discard(mask)
             yield TestImage(path, folder.name, mask)
     if unused:
-        raise InputError("is a mask without a picture in test", where=min(unused), mend="remove it")
+        raise InputError("is a mask without a picture in test", where=min(unused), hint="remove it")
 
 
 def _masks(folder: Path) -> dict[str, Path]:

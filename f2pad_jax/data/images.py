@@ -131,12 +131,12 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The decoded, upright picture; every fault of file or decoder becomes an InputError."""
     path = Path(path)
     if not path.exists():
-        raise InputError("no such file", where=path, mend="check the name")
+        raise InputError("no such file", where=path, hint="check the name")
     if not path.is_file():
-        raise InputError("is not a file", where=path, mend="name a picture")
+        raise InputError("is not a file", where=path, hint="name a picture")
     try:
         if path.stat().st_size == 0:
-            raise InputError("the file is empty", where=path, mend="copy it again")
+            raise InputError("the file is empty", where=path, hint="copy it again")
         with _WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(path)
@@ -147,22 +147,22 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(
-            f"has more than {MAX_PIXELS:,} pixels", where=path, mend="scale it down or cut it into tiles"
+            f"has more than {MAX_PIXELS:,} pixels", where=path, hint="scale it down or cut it into tiles"
         ) from error
     except UnidentifiedImageError as error:
-        raise InputError("is no picture that can be read", where=path, mend="save it as PNG") from error
+        raise InputError("is no picture that can be read", where=path, hint="save it as PNG") from error
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise InputError(f"cannot be decoded ({error})", where=path, mend="copy or save it again") from error
+        raise InputError(f"cannot be decoded ({error})", where=path, hint="copy or save it again") from error
 
 
 def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     if picture.mode.startswith("I"):
         array = np.asarray(picture).astype(np.int64)
         if array.min() < 0 or array.max() > 65535:
-            raise InputError("has 32-bit integer pixels", where=path, mend="save it with 8 or 16 bits")
+            raise InputError("has 32-bit integer pixels", where=path, hint="save it with 8 or 16 bits")
         picture = Image.fromarray(np.rint(array / 257).astype(np.uint8))
     if picture.mode == "F":
-        raise InputError("has floating-point pixels", where=path, mend="save it with 8 or 16 bits")
+        raise InputError("has floating-point pixels", where=path, hint="save it with 8 or 16 bits")
     if "transparency" in picture.info or picture.mode in _TRANSPARENT:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, "white")

@@ -82,7 +82,7 @@ def half_swap(
       InputError: the shapes differ, or the halves look too much alike.
     """
     if image.shape != donor.shape:
-        raise InputError("two normal pictures differ in size", mend="resize all pictures to one size")
+        raise InputError("two normal pictures differ in size", hint="resize all pictures to one size")
     height, width = image.shape[:2]
     for _ in range(_TRIES):
         piece = _cropped(draw_mask((height, width), rng, masks=masks))[0]
@@ -96,7 +96,7 @@ def half_swap(
         mask = _largest(ndimage.binary_opening(region & _far(moved, image), np.ones((3, 3), bool)))
         if AREA[0] <= mask.mean() <= AREA[1]:
             return np.where(mask[..., None], moved, image), mask
-    raise InputError("the left and right halves look too much alike", mend="leave out --structural")
+    raise InputError("the left and right halves look too much alike", hint="leave out --structural")
 
 
 def paint(image: np.ndarray, mask: np.ndarray, colour: np.ndarray) -> np.ndarray:
@@ -132,7 +132,7 @@ def draw_mask(
             mask = _SHAPES[int(rng.integers(len(_SHAPES)))](shape, rng)
         if AREA[0] <= mask.mean() <= AREA[1]:
             return mask
-    raise InputError("no mask could be resized to a fitting area", mend="give masks of compact defects")
+    raise InputError("no mask could be resized to a fitting area", hint="give masks of compact defects")
 
 
 def synthesize_category(
@@ -167,7 +167,7 @@ def synthesize_category(
     """
     root = Path(normals)
     if not root.is_dir():
-        raise InputError("no such folder", where=root, mend="name a folder of normal pictures")
+        raise InputError("no such folder", where=root, hint="name a folder of normal pictures")
     layout = (root / "train" / "good").is_dir()
     paths = list(open_category(root, need_test=False).train) if layout else list_images([root])
     least = 2 if structural else 1
@@ -175,7 +175,7 @@ def synthesize_category(
         raise InputError(
             f"{count} test pictures cannot be made from {len(paths)} normal ones",
             where=root,
-            mend=f"ask for {least} to {len(paths) - 1}",
+            hint=f"ask for {least} to {len(paths) - 1}",
         )
     shapes = None if masks is None else _read_masks(Path(masks))
     chosen = np.sort(np.random.default_rng(seed).choice(len(paths), count, replace=False))
@@ -238,10 +238,10 @@ def write_manifest(folder: Path, **facts: Any) -> None:
 
 def _read_masks(folder: Path) -> list[np.ndarray]:
     if not folder.is_dir():
-        raise InputError("no such folder", where=folder, mend="name a folder of defect masks")
+        raise InputError("no such folder", where=folder, hint="name a folder of defect masks")
     masks = [mask for mask in map(read_mask, find_images(folder)) if mask.any()]
     if not masks:
-        raise InputError("holds no mask with a defect", where=folder, mend="name a folder of defect masks")
+        raise InputError("holds no mask with a defect", where=folder, hint="name a folder of defect masks")
     return masks
 
 

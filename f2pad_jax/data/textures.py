@@ -48,7 +48,7 @@ def texture_category(
     photograph = _photograph(name)
     width = photograph.shape[1]
     if not 1 <= size <= width // 2:
-        raise InputError(f"crops of {size} pixels do not fit", where=name, mend=f"ask for 1 to {width // 2}")
+        raise InputError(f"crops of {size} pixels do not fit", where=name, hint=f"ask for 1 to {width // 2}")
     border = width - max(size, _TEST_WIDTH)
     code = zlib.crc32(name.encode())
     normals = _crops(photograph[:, :border], train, size, np.random.default_rng([seed, code, 0]))
@@ -89,7 +89,7 @@ def make_textures(
 
 def _photograph(name: str) -> np.ndarray:
     if name not in TEXTURES:
-        raise InputError("no such texture", where=name, mend=f"choose from {', '.join(TEXTURES)}")
+        raise InputError("no such texture", where=name, hint=f"choose from {', '.join(TEXTURES)}")
     picture = {
         "brick": skimage.data.brick,
         "grass": skimage.data.grass,

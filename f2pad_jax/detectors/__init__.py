@@ -66,5 +66,5 @@ DETECTORS = {
 def get_detector(name: str) -> Detector:
     """The detector of that name; `InputError` that lists the names for any other."""
     if name not in DETECTORS:
-        raise InputError(f"no detector is called {name!r}", mend=f"choose one of {', '.join(DETECTORS)}")
+        raise InputError(f"no detector is called {name!r}", hint=f"choose one of {', '.join(DETECTORS)}")
     return DETECTORS[name]

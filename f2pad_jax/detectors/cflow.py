@@ -66,10 +66,10 @@ def fit(
       InputError: too few pictures or maps, imported flows for other channels, or a checkpoint of another training.
     """
     if len(maps[0]) < 2:
-        raise InputError("one picture is too few to train a flow", mend="give at least 2")
+        raise InputError("one picture is too few to train a flow", hint="give at least 2")
     used = len(imported or maps) if used is None else used
     if not 1 <= used <= len(maps):
-        raise InputError(f"{used} maps are asked for, the extractor has {len(maps)}", mend=f"use 1 to {len(maps)}")
+        raise InputError(f"{used} maps are asked for, the extractor has {len(maps)}", hint=f"use 1 to {len(maps)}")
     maps = maps[:used]
     choices = {} if divided else {"undivided": jnp.zeros(0)}
     if imported is None:
@@ -101,7 +101,7 @@ def _accept(maps: tuple[np.ndarray, ...], imported: Sequence[tuple[flow.Params, 
     if wanted != found:
         raise InputError(
             f"the flows are of maps with {', '.join(map(str, found))} channels, not {', '.join(map(str, wanted))}",
-            mend="use the extractor that they were trained with",
+            hint="use the extractor that they were trained with",
         )
     return [
         {"mean": jnp.zeros(spec.channels), "deviation": jnp.ones(spec.channels), "flow": params}

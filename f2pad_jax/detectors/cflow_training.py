@@ -54,7 +54,7 @@ class Progress:
             self.kept, facts = load_arrays(folder, kind=KIND, version=VERSION)
             if any(facts.get(name) != value for name, value in self.facts.items()):
                 raise InputError(
-                    "holds a training of other pictures or settings", where=folder, mend="name a new folder"
+                    "holds a training of other pictures or settings", where=folder, hint="name a new folder"
                 )
 
     def restore(self, level: int, fresh: Any) -> Any:
@@ -176,7 +176,7 @@ def train(m: np.ndarray, spec: FlowSpec, *, level: int, progress: Progress, bar:
         params, moments = _run(state.params, state.moments, seen, order, rates, spec)
         loss = _judge(params, unseen, judged, spec)
         if not jnp.isfinite(loss):
-            raise InputError("the training of a flow diverged", mend="lower its learning rate")
+            raise InputError("the training of a flow diverged", hint="lower its learning rate")
         better = loss < state.lowest
         state = State(
             params=params,

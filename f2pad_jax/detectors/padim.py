@@ -76,7 +76,7 @@ def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, rank: int 
     """
     del seed
     if rank is not None and rank < 1:
-        raise InputError(f"a rank of {rank} keeps nothing", mend="give at least 1")
+        raise InputError(f"a rank of {rank} keeps nothing", hint="give at least 1")
     subset = channel_subset(sum(m.shape[-1] for m in maps), kept=channels)
     count, height, width = maps[0].shape[:3]
     dims = len(subset)

@@ -21,9 +21,9 @@ from f2pad_jax.experiments.registry import EXPERIMENTS
 from f2pad_jax.experiments.results import read_plan, render, write_results
 from f2pad_jax.experiments.runs import Failed, Solved, Task, missing, run_units
 from f2pad_jax.experiments.workers import Tell, Work, share_out
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_json
-from f2pad_jax.pretrained import load_extractor
+from f2pad_jax.weights import load_extractor
 
 
 class Request(NamedTuple):
@@ -69,7 +69,7 @@ def experiment(request: Request, *, on_failure: Callable[[str], None], say: Call
     """
     index, count = request.shard
     if not 0 <= index < count:
-        raise InputError(f"share {index} of {count} does not exist", mend=f"--shard-index goes from 0 to {count - 1}")
+        raise InputError(f"share {index} of {count} does not exist", hint=f"--shard-index goes from 0 to {count - 1}")
     plan = _plan(request)
     out = make_folder(request.out)
     kept = _keep_plan(plan, request.name, out)
@@ -101,7 +101,7 @@ def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None]
     plans = [read_plan(path) for path in parts]
     for path, plan in zip(parts, plans, strict=True):
         if plan != plans[0]:
-            raise InputError("holds another experiment than the first folder", where=path, mend="merge one at a time")
+            raise InputError("holds another experiment than the first folder", where=path, hint="merge one at a time")
     out = make_folder(out)
     for name in plans[0]["experiments"]:
         _keep_plan(_common(plans[0]) | plans[0]["experiments"][name], name, out)
@@ -217,18 +217,18 @@ def _networks(detectors: Iterable[str], request: Request, plan: dict[str, Any]) 
 def _plan(request: Request) -> dict[str, Any]:
     if request.name not in EXPERIMENTS:
         known = ", ".join(EXPERIMENTS)
-        raise InputError("no such experiment", where=request.name, mend=f"choose from {known}, merge or results")
+        raise InputError("no such experiment", where=request.name, hint=f"choose from {known}, merge or results")
     real = EXPERIMENTS[request.name].real
     if request.data is None and real:
-        raise InputError("needs MVTec AD", where=request.name, mend="name its folder with --data")
+        raise InputError("needs MVTec AD", where=request.name, hint="name its folder with --data")
     if request.data is None and request.weights is not None:
         raise InputError(
-            "the textures need no weights", where=request.weights, mend="leave --weights out, or add --data"
+            "the textures need no weights", where=request.weights, hint="leave --weights out, or add --data"
         )
     found = sets.find_categories(request.data)
     for name in request.categories:
         if name not in found:
-            raise InputError("no such category", where=name, mend=f"choose from {', '.join(found)}")
+            raise InputError("no such category", where=name, hint=f"choose from {', '.join(found)}")
     detectors = {get_detector(name).name for name in request.detectors or DETECTORS}
     default = sets.TEXTURE_IMAGES if request.data is None else sets.PART_IMAGES
     return {
@@ -273,7 +273,7 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
         if _common(whole) != _common(plan):
             different = [key for key, value in _common(plan).items() if whole.get(key) != value]
             raise InputError(
-                f"holds results with another {', '.join(different)}", where=out, mend="name another folder"
+                f"holds results with another {', '.join(different)}", where=out, hint="name another folder"
             )
     whole["experiments"] = dict(sorted((whole["experiments"] | {name: {key: plan[key] for key in _OWN}}).items()))
     write_json(out / "plan.json", whole)

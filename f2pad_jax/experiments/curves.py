@@ -12,8 +12,8 @@ import numpy as np
 
 from f2pad_jax.data.images import normalize
 from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, score_maps
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Terms, terms
 from f2pad_jax.pipeline import Segmentation, clean, find_region, lane, masking, method_of, segment_many
 from f2pad_jax.priors import log_penalty

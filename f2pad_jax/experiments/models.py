@@ -13,8 +13,8 @@ from f2pad_jax.detectors.cflow import maps_of_shots
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import seed_of
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model, draw_shots, fit, refit_mixture
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_json
 from f2pad_jax.settings import Settings
 from f2pad_jax.tuning import tune
@@ -117,7 +117,7 @@ def _as_chosen(model: Model, path: Path) -> tuple[Model, dict[str, float]]:
         settings = Settings(**chosen.pop("settings"))
         seconds = {name: chosen.pop(name) for name in ("fit_seconds", "tune_seconds")}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"is of another version ({error})", where=path, mend="name a new --out") from error
+        raise InputError(f"is of another version ({error})", where=path, hint="name a new --out") from error
     if settings.components != model.settings.components:
         model = refit_mixture(model, settings.components)
     return replace(model, settings=settings, **chosen), seconds

@@ -34,7 +34,7 @@ def read_plan(folder: Path) -> dict[str, Any]:
     try:
         return json.loads((folder / "plan.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError("holds no experiment", where=folder, mend="name the --out folders of earlier runs") from error
+        raise InputError("holds no experiment", where=folder, hint="name the --out folders of earlier runs") from error
 
 
 def render(
@@ -66,7 +66,7 @@ def render(
     made, common = EXPERIMENTS[name], {key: value for key, value in plan.items() if key != "experiments"}
     done, absent = _read(units, out, category, on_failure)
     if not any(one.unit.variant == made.variants[0] for one in done):
-        raise InputError("no unit is complete", where=f"{out}: {name}", mend="see the lines above, and run it again")
+        raise InputError("no unit is complete", where=f"{out}: {name}", hint="see the lines above, and run it again")
     facts = common | {
         "command": plan["experiments"][name]["command"],
         "f2pad_jax": __version__,
@@ -99,7 +99,7 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
         wanted = [made for made in EXPERIMENTS.values() if made.name in read_plan(folder)["experiments"]]
         finished = [made for made in wanted if (folder / f"{made.name}.md").is_file()]
         if not finished:
-            raise InputError("holds no finished experiment", where=folder, mend="run it again, or merge its shares")
+            raise InputError("holds no finished experiment", where=folder, hint="run it again, or merge its shares")
         way = Path(os.path.relpath(folder, out)).as_posix()
         for made in finished:
             facts = json.loads((folder / f"{made.name}.json").read_text("utf-8"))["protocol"]

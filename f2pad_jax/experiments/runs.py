@@ -29,8 +29,8 @@ from f2pad_jax.evaluation import describe
 from f2pad_jax.experiments.models import Unit, make_model, recipe
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import CURVES, FULL, Found, change, shares_scores, solve_variant
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.fitting import Model
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.pipeline import Segmentation
 
@@ -136,7 +136,7 @@ def load_unit(unit: Unit, out: Path, category: Category, pictures: Sequence[int]
         facts = json.loads((folder / "unit.json").read_text("utf-8"))
         return facts, [_load(folder, unit, out, facts, index, category) for index in pictures]
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot be read ({error})", where=folder, mend="remove the folder and run again") from error
+        raise InputError(f"cannot be read ({error})", where=folder, hint="remove the folder and run again") from error
 
 
 def plain_mask(unit: Unit, out: Path, index: int) -> np.ndarray:
@@ -189,7 +189,7 @@ def _run(
     if (folder / "unit.json").is_file():
         begun = json.loads((folder / "unit.json").read_text("utf-8"))
         if {name: begun.get(name) for name in facts} != facts:
-            raise InputError("was begun with another model or version", where=folder, mend="name a new --out")
+            raise InputError("was begun with another model or version", where=folder, hint="name a new --out")
     else:
         write_json(
             folder / "unit.json", facts | {"threshold": float(model.threshold), **seconds, "machine": _machine()}

@@ -47,10 +47,10 @@ def find_categories(data: Path | None) -> list[str]:
     if data is None:
         return sorted(TEXTURES)
     if not data.is_dir():
-        raise InputError("no such folder", where=data, mend="name the folder that holds MVTec AD's categories")
+        raise InputError("no such folder", where=data, hint="name the folder that holds MVTec AD's categories")
     found = sorted(path.name for path in data.iterdir() if (path / "train" / "good").is_dir())
     if not found:
-        raise InputError("holds no category", where=data, mend="name the folder that holds capsule, metal_nut, …")
+        raise InputError("holds no category", where=data, hint="name the folder that holds capsule, metal_nut, …")
     return found
 
 

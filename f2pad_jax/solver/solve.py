@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 
 from f2pad_jax.detectors import Detector
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem
 from f2pad_jax.solver.step import RUNNING, Info, Method, Rates, State, init, no_info, step
 

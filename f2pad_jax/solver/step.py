@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from f2pad_jax.detectors import Detector
-from f2pad_jax.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.objective import Problem, Terms, terms
 from f2pad_jax.optim.adan import adan_denominator, scale_by_adan
 from f2pad_jax.optim.sharing import share, share_gradients

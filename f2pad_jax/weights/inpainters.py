@@ -10,10 +10,10 @@ import jax.numpy as jnp
 
 from f2pad_jax.checkpoint import load_arrays
 from f2pad_jax.errors import InputError
-from f2pad_jax.inpainting.autoencoder import KIND, VERSION, Inpainter, spec_of
+from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter, spec_of
 from f2pad_jax.networks.mae import shapes
-from f2pad_jax.pretrained.loading import load_params
-from f2pad_jax.pretrained.registry import NETWORKS, entry, registry
+from f2pad_jax.weights.loading import load_params
+from f2pad_jax.weights.registry import NETWORKS, entry, registry
 
 
 def load_inpainter(name: str | Path, *, weights: str | Path | None = None) -> Inpainter:
@@ -35,7 +35,7 @@ def load_inpainter(name: str | Path, *, weights: str | Path | None = None) -> In
     folder = Path(name)
     if not folder.is_dir():
         names = ", ".join(known.name for known in registry().values() if known.kind == "inpainter")
-        raise InputError("no such autoencoder", where=name, mend=f"name a folder of train-mae, or one of {names}")
+        raise InputError("no such autoencoder", where=name, hint=f"name a folder of train-mae, or one of {names}")
     arrays, facts = load_arrays(folder, kind=KIND, version=VERSION)
     return own_inpainter(arrays, facts.get("spec"), folder)
 

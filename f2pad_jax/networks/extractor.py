@@ -88,5 +88,5 @@ class Extractor:
 def check_precision(name: str) -> Precision:
     """The precision of that name; `InputError` that lists the names for any other."""
     if name not in (known := get_args(Precision)):
-        raise InputError(f"no precision is called {name!r}", mend=f"choose one of {', '.join(known)}")
+        raise InputError(f"no precision is called {name!r}", hint=f"choose one of {', '.join(known)}")
     return cast(Precision, name)

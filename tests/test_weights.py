@@ -19,11 +19,11 @@ from PIL import Image
 from safetensors.numpy import save as save_safetensors
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor
 from f2pad_jax.networks import efficientnet, resnet
-from f2pad_jax.pretrained import WeightStatus, import_weights, key_maps, list_weights, load_extractor, verify_weights
-from f2pad_jax.pretrained.registry import NETWORKS, registry
-from f2pad_jax.pretrained.weight_files import read_weights
+from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.weights import WeightStatus, import_weights, key_maps, list_weights, load_extractor, verify_weights
+from f2pad_jax.weights.registry import NETWORKS, registry
+from f2pad_jax.weights.weight_files import read_weights
 
 SPEC = resnet.RESNET18
 
@@ -118,7 +118,7 @@ def test_the_real_resnet18_trunk(resnet18_trunk: Path):
 def test_nothing_needs_torch(tmp_path: Path):
     saved(tmp_path / "trunk.npz", folded_state())
     code = (
-        "import sys; from f2pad_jax.pretrained import load_extractor, import_weights, verify_weights\n"
+        "import sys; from f2pad_jax.weights import load_extractor, import_weights, verify_weights\n"
         "load_extractor('efficientnet_lite0'); import_weights('resnet18', sys.argv[1]); verify_weights()\n"
         "assert 'torch' not in sys.modules and 'torchvision' not in sys.modules"
     )

@@ -16,7 +16,7 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from scipy.ndimage import distance_transform_edt
 
-from f2pad_jax.inpainting.harmonic import harmonic_fill
+from f2pad_jax.fills.harmonic import harmonic_fill
 
 COARSE = 4  # pixels per cell of the search grid
 REFINED = 4  # candidates that are aligned finely

@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.pretrained.cache import make_private
-from f2pad_jax.pretrained.registry import Entry
+from f2pad_jax.weights.cache import make_private
+from f2pad_jax.weights.registry import Entry
 
 TIMEOUT = 30.0  # seconds without a byte
 CHUNK = 2**20
@@ -44,7 +44,7 @@ def fetch(known: Entry, folder: Path) -> Path:
         raise InputError(
             f"what came has SHA-256 {found[:16]}…, not the published {digest[:16]}…, and was deleted",
             where=known.url,
-            mend=by_hand(known),
+            hint=by_hand(known),
         )
     return path
 
@@ -67,7 +67,7 @@ def _from_hub(known: Entry, folder: Path) -> str:
         hf_hub_download(repository, known.file, local_dir=folder)
     except Exception as error:  # the library's own, and those of what it is built on
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"cannot be fetched ({reason})", where=known.url, mend=by_hand(known)) from error
+        raise InputError(f"cannot be fetched ({reason})", where=known.url, hint=by_hand(known)) from error
     return known.sha256 or (stated if len(stated) == SHA256_LETTERS else "")
 
 
@@ -81,7 +81,7 @@ def _over_https(known: Entry, path: Path) -> str:
         except (OSError, HTTPException) as error:
             reason = getattr(error, "reason", error)
         if not whole and _size(part) <= held:
-            raise InputError(f"cannot be fetched ({reason})", where=known.url, mend=by_hand(known))
+            raise InputError(f"cannot be fetched ({reason})", where=known.url, hint=by_hand(known))
     if part.exists():
         os.replace(part, path)
     return known.sha256

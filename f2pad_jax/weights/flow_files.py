@@ -19,7 +19,7 @@ import numpy as np
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
-from f2pad_jax.pretrained.weight_files import read_weights
+from f2pad_jax.weights.weight_files import read_weights
 
 State = dict[str, np.ndarray]
 
@@ -47,7 +47,7 @@ def read_flows(path: Path, *, clamp: Literal["tanh", "atan"] = "tanh") -> list[t
         raise InputError(
             f"holds flows {sorted(decoders)}" if decoders else "holds no flows",
             where=path,
-            mend="give a checkpoint of cflow-ad or the state_dict of anomalib's Cflow",
+            hint="give a checkpoint of cflow-ad or the state_dict of anomalib's Cflow",
         )
     flows = []
     for index in range(len(decoders)):

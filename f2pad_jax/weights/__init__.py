@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from f2pad_jax.pretrained.loading import (
+from f2pad_jax.weights.loading import (
     WeightStatus,
     fetch_weights,
     import_weights,

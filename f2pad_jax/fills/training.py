@@ -26,7 +26,7 @@ from tqdm import tqdm
 from f2pad_jax.checkpoint import check_target, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
 from f2pad_jax.errors import InputError
-from f2pad_jax.inpainting.autoencoder import KIND, VERSION, Inpainter
+from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
 from f2pad_jax.networks.mae import MAESpec, patchify, position_code, reconstruct, shapes
 
 STATE = "training-run"  # kind of the folder that keeps an unfinished run
@@ -44,7 +44,7 @@ def small_spec(size: int) -> MAESpec:
       InputError: another size.
     """
     if size % 16 or size < 32:
-        raise InputError(f"pictures of {size} pixels do not fit", mend="use a multiple of 16, at least 32")
+        raise InputError(f"pictures of {size} pixels do not fit", hint="use a multiple of 16, at least 32")
     return MAESpec(size, 16, 192, 4, 3, 128, 2, 2)
 
 
@@ -149,9 +149,9 @@ def train(
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(f"the pictures are {images.dtype} {images.shape}", mend="give uint8 RGB, (N, S, S, 3)")
+        raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, S, S, 3)")
     if not len(images):
-        raise InputError("there is no picture to train on", mend="give normal pictures")
+        raise InputError("there is no picture to train on", hint="give normal pictures")
     spec = spec or small_spec(images.shape[1])
     steps = STEPS if epochs is None else max(1, math.ceil(epochs * len(images) / BATCH))
     pictures = hashlib.sha256(images.tobytes()).hexdigest()
@@ -190,7 +190,7 @@ def _restored(folder: Path, like: _State, facts: dict[str, Any]) -> _State:
         raise InputError(
             "is an unfinished run with other settings or pictures",
             where=folder,
-            mend="finish it with those, or remove it",
+            hint="finish it with those, or remove it",
         )
     leaves, tree = jax.tree.flatten(like)
     made = [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))]

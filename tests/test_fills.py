@@ -8,8 +8,8 @@ import pytest
 import skimage.data
 from scipy import ndimage
 
-from f2pad_jax.inpainting import harmonic_fill, matching_fill
-from f2pad_jax.inpainting.matching import search, surroundings_weight
+from f2pad_jax.fills import harmonic_fill, matching_fill
+from f2pad_jax.fills.matching import search, surroundings_weight
 
 SIDE = 64
 CORNER = 100  # of the true crop in the photograph

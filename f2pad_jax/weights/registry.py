@@ -15,7 +15,7 @@ import numpy as np
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import efficientnet, mae, resnet
-from f2pad_jax.pretrained import key_maps, mae_keys
+from f2pad_jax.weights import key_maps, mae_keys
 
 Kind = Literal["extractor", "inpainter"]
 
@@ -99,9 +99,9 @@ NETWORKS = (
 
 @cache
 def registry() -> dict[str, Entry]:
-    """Every entry by name, from the installed `f2pad_jax.weights` or the `weights/` of a source checkout."""
+    """Every entry by name, from the installed `f2pad_jax.registry` or the `weights/` of a source checkout."""
     try:
-        text = resources.files("f2pad_jax.weights").joinpath("registry.toml").read_text("utf-8")
+        text = resources.files("f2pad_jax.registry").joinpath("registry.toml").read_text("utf-8")
     except ModuleNotFoundError:
         text = (Path(__file__).parents[2] / "weights" / "registry.toml").read_text("utf-8")
     return {name: Entry(name, **fields) for name, fields in tomllib.loads(text).items()}
@@ -122,4 +122,4 @@ def entry(name: str, *, kind: Kind | None = None) -> Entry:
     if known and name in fitting:
         return known
     what = f"is an {known.kind}, not an {kind}" if known else f"no such {kind or 'network'}"
-    raise InputError(what, where=name, mend=f"choose from {', '.join(fitting)}")
+    raise InputError(what, where=name, hint=f"choose from {', '.join(fitting)}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from f2pad_jax.pretrained.loading import WeightStatus
+from f2pad_jax.weights.loading import WeightStatus
 
 _HERE = {"package": "installed", "cache": "imported", "absent": "no"}
 

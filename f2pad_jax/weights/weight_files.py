@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.pretrained.torch_file import read_torch
+from f2pad_jax.weights.torch_file import read_torch
 
 MAX_BYTES = 2 * 2**30
 State = dict[str, np.ndarray]
@@ -49,10 +49,10 @@ def read_weights(path: Path) -> tuple[State, str]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError("larger than 2 GiB", where=path, mend="give the weights of one network")
+            raise InputError("larger than 2 GiB", where=path, hint="give the weights of one network")
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path, mend="give a weight file") from error
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="give a weight file") from error
     try:
         state = _parse(data)
     # Readers of damaged files raise all sorts of errors; each means that the file cannot be used.
@@ -60,6 +60,6 @@ def read_weights(path: Path) -> tuple[State, str]:
         raise InputError(
             f"not a usable weight file ({error})",
             where=path,
-            mend="give a .pth, .safetensors or .npz of tensors",
+            hint="give a .pth, .safetensors or .npz of tensors",
         ) from error
     return state, hashlib.sha256(data).hexdigest()

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.extractor import Extractor, check_precision
-from f2pad_jax.pretrained import cache
-from f2pad_jax.pretrained.fetching import by_hand, fetch
-from f2pad_jax.pretrained.registry import NETWORKS, Entry, entry, registry
-from f2pad_jax.pretrained.weight_files import read_weights
+from f2pad_jax.networks.extractor import Extractor, check_precision
+from f2pad_jax.weights import cache
+from f2pad_jax.weights.fetching import by_hand, fetch
+from f2pad_jax.weights.registry import NETWORKS, Entry, entry, registry
+from f2pad_jax.weights.weight_files import read_weights
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def load_params(name: str, *, weights: str | Path | None = None) -> tuple[dict[s
     elif cache.cached(name):
         params, digest = cache.restore(name, network.shapes(network.spec))
     else:
-        raise InputError("no weights on this machine", where=name, mend=_how_to_get(known))
+        raise InputError("no weights on this machine", where=name, hint=_how_to_get(known))
     return jax.tree.map(jnp.asarray, params), digest
 
 
@@ -107,7 +107,7 @@ def fetch_weights(name: str) -> WeightStatus:
     known = entry(name)
     _refuse_installed(known)
     if known.package:
-        raise InputError("its weights come as a package", where=name, mend=by_hand(known))
+        raise InputError("its weights come as a package", where=name, hint=by_hand(known))
     folder = cache.download_folder(name)
     path = fetch(known, folder)
     try:
@@ -160,7 +160,7 @@ def _package_file(known: Entry) -> Path | None:
 
 def _refuse_installed(known: Entry) -> None:
     if _package_file(known):
-        raise InputError(f"its weights are here already, in {known.package}", where=known.name, mend="just use it")
+        raise InputError(f"its weights are here already, in {known.package}", where=known.name, hint="just use it")
 
 
 def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
@@ -171,7 +171,7 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
         raise InputError(
             f"SHA-256 {digest[:16]}… is not the published {known.sha256[:16]}…",
             where=path,
-            mend=f"get {known.url}",
+            hint=f"get {known.url}",
         )
     network.check(state, path)
     try:

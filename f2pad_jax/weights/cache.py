@@ -59,7 +59,7 @@ def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> 
             shutil.rmtree(folder)  # what is left of a damaged entry
     except OSError as error:
         raise InputError(
-            f"cannot be written ({error.strerror})", where=folder.parent, mend="name another folder in F2PAD_CACHE"
+            f"cannot be written ({error.strerror})", where=folder.parent, hint="name another folder in F2PAD_CACHE"
         ) from error
     save_arrays(folder, params, {"name": name, "source": source, "sha256": digest}, kind=KIND, version=VERSION)
     return folder
@@ -90,5 +90,5 @@ def restore(name: str, shapes: Any) -> tuple[dict[str, Any], str]:
 def _damaged(folder: Path, error: Exception) -> InputError:
     reason = error.what if isinstance(error, InputError) else str(error)
     return InputError(
-        f"damaged cache ({reason})", where=folder, mend=f"import it again: f2pad weights import {folder.name} FILE"
+        f"damaged cache ({reason})", where=folder, hint=f"import it again: f2pad weights import {folder.name} FILE"
     )

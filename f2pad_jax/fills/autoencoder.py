@@ -47,7 +47,7 @@ def spec_of(facts: Any, where: object) -> MAESpec:
         if not fitting or spec.decoder_width % spec.decoder_heads:
             raise ValueError(f"its network is {facts}")
     except (TypeError, ValueError) as error:
-        raise InputError(f"damaged {KIND} ({error})", where=where, mend="train it again") from error
+        raise InputError(f"damaged {KIND} ({error})", where=where, hint="train it again") from error
     return spec
 
 
@@ -81,7 +81,7 @@ def autoencoder_fill(image: np.ndarray, region: np.ndarray, params: dict[str, An
         raise InputError(
             f"the autoencoder works on {spec.size} × {spec.size} pixels, the picture has {region.shape[1]} × "
             f"{region.shape[0]}",
-            mend=f"work at --size {spec.size}, or train one of this size",
+            hint=f"work at --size {spec.size}, or train one of this size",
         )
     removed = removed_tokens(region, spec.patch)
     made = _reconstruct(params, image[None], removed[None], spec=spec)[0]

@@ -12,7 +12,7 @@ import numpy as np
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks.mae import MAESpec, shapes
-from f2pad_jax.pretrained.key_maps import Intake
+from f2pad_jax.weights.key_maps import Intake
 
 # Tree paths and names of facebookresearch/mae; "{}" is a block's number.
 _PARTS = {"kernel": "weight", "scale": "weight", "bias": "bias"}
@@ -88,14 +88,14 @@ def check_targets(state: Mapping[str, Any], path: Path) -> None:
             raise InputError(
                 "no config.json beside it that says whether it predicts pixels or normalised patches (norm_pix_loss)",
                 where=path,
-                mend="put the checkpoint's config.json there",
+                hint="put the checkpoint's config.json there",
             ) from error
         if known is not False:
-            raise InputError(f"{normalised} (norm_pix_loss in {config.name})", where=path, mend=visualize)
+            raise InputError(f"{normalised} (norm_pix_loss in {config.name})", where=path, hint=visualize)
     elif path.name.startswith("mae_pretrain_") and "_full" in path.name:
-        raise InputError(normalised, where=path, mend=visualize)
+        raise InputError(normalised, where=path, hint=visualize)
     elif not any(name.startswith("decoder_") for name in state):
-        raise InputError("holds no decoder", where=path, mend=visualize)
+        raise InputError("holds no decoder", where=path, hint=visualize)
 
 
 def convert(state: Mapping[str, np.ndarray], spec: MAESpec) -> dict[str, Any]:
