@@ -27,7 +27,7 @@ from options import Options
 from problems import extractor_for
 
 import f2pad_jax
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.fitting import Model, score_maps

@@ -24,7 +24,7 @@ from problems import model_of
 from scipy import ndimage
 
 import f2pad_jax
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.experiments.tables import markdown

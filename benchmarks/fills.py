@@ -24,7 +24,7 @@ from options import DETECTORS
 import f2pad_jax
 from f2pad_jax import metrics
 from f2pad_jax.checkpoint import is_checkpoint
-from f2pad_jax.data.images import denormalize, normalize
+from f2pad_jax.core.pixels import denormalize, normalize
 from f2pad_jax.data.textures import TEXTURES
 from f2pad_jax.experiments.sets import EMBEDDED, Category, load_category
 from f2pad_jax.experiments.variants import DIFFERENT

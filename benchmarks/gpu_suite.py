@@ -44,7 +44,7 @@ from timing import spread
 from worker import worker
 
 from f2pad_jax import pipeline
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.fills import harmonic_fill

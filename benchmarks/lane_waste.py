@@ -17,7 +17,7 @@ from options import DETECTORS, Options
 from problems import extractor_for, model_of
 from timing import spread
 
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import get_detector
 from f2pad_jax.fitting import Model, score_maps

@@ -11,7 +11,7 @@ import numpy as np
 from options import Options
 
 import f2pad_jax
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import harmonic_fill

@@ -6,50 +6,84 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from f2pad_jax.core import (
+        Energy,
+        Penalty,
+        Problem,
+        Settings,
+        Solution,
+        State,
+        Status,
+        init,
+        objective,
+        penalties,
+        solve,
+        solve_many,
+        step,
+        terms,
+    )
     from f2pad_jax.errors import InputError
     from f2pad_jax.evaluation import evaluate
+    from f2pad_jax.fitting import fit
+    from f2pad_jax.model import Model, Procedure
     from f2pad_jax.model_file import load_model, save_model
-    from f2pad_jax.pipeline import Model, Segmentation, Settings, fit
-    from f2pad_jax.segmenting import segment
+    from f2pad_jax.preparing import prepare
+    from f2pad_jax.segmentation import Segmentation, segment
     from f2pad_jax.tuning import tune
     from f2pad_jax.weights import load_extractor
 
-__version__ = "0.1.0"
-
-__all__ = [
-    "InputError",
-    "Model",
-    "Segmentation",
-    "Settings",
-    "evaluate",
-    "fit",
-    "load_extractor",
-    "load_model",
-    "save_model",
-    "segment",
-    "tune",
-]
+__version__ = "0.2.0.dev0"
 
 _HOMES = {
-    "InputError": "errors",
-    "Model": "pipeline",
-    "Segmentation": "pipeline",
-    "Settings": "pipeline",
-    "evaluate": "evaluation",
-    "fit": "pipeline",
-    "load_extractor": "weights",
-    "load_model": "model_file",
-    "save_model": "model_file",
-    "segment": "segmenting",
-    "tune": "tuning",
+    "core": "Energy Penalty Problem Settings Solution State Status init objective penalties solve solve_many step "
+    "terms",
+    "errors": "InputError",
+    "evaluation": "evaluate",
+    "fitting": "fit",
+    "model": "Model Procedure",
+    "model_file": "load_model save_model",
+    "preparing": "prepare",
+    "segmentation": "Segmentation segment",
+    "tuning": "tune",
+    "weights": "load_extractor",
 }
+_HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+__all__ = [
+    "Energy",
+    "InputError",
+    "Model",
+    "Penalty",
+    "Problem",
+    "Procedure",
+    "Segmentation",
+    "Settings",
+    "Solution",
+    "State",
+    "Status",
+    "evaluate",
+    "fit",
+    "init",
+    "load_extractor",
+    "load_model",
+    "objective",
+    "penalties",
+    "prepare",
+    "save_model",
+    "segment",
+    "solve",
+    "solve_many",
+    "step",
+    "terms",
+    "tune",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used, so that `f2pad --help` does not wait for jax."""
-    if name not in _HOMES:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 
 from f2pad_jax import metrics
 from f2pad_jax.errors import InputError
-from f2pad_jax.pipeline import Model, Segmentation, segment_many
+from f2pad_jax.model import Model
+from f2pad_jax.segmentation import Segmentation, segment
 
 SCHEMA = 1
 
@@ -55,7 +56,7 @@ def evaluate(
       InputError: as for `check_masks`.
     """
     check_masks(masks, category)
-    results = segment_many(model, images, title=f"segment {category}")
+    results = segment(model, list(images), title=f"segment {category}")
     facts = describe(model, dataset=dataset, category=category)
     return Evaluation(measure(facts, results, masks, names, unread=unread), results)
 
@@ -65,15 +66,24 @@ def describe(model: Model, *, dataset: str, category: str) -> dict[str, Any]:
     return {
         "dataset": dataset,
         "category": category,
-        "detector": model.detector,
+        "detector": model.detector.name,
         "extractor": model.extractor.name,
         "train_images": len(model.normals) + len(model.held_out),
         "seed": model.seed,
         "tuned_on": model.tuned_on,
-        "settings": model.settings._asdict(),
+        "settings": plain_settings(model),
         "device": jax.default_backend(),
         "jax": jax.__version__,
     }
+
+
+def plain_settings(model: Model) -> dict[str, Any]:
+    """Numbers of the solve and choices around it, as plain data."""
+    return {name: _plain(value) for name, value in (vars(model.settings) | vars(model.procedure)).items()}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, str | bool | int | float) else np.asarray(value).item()
 
 
 def measure(

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
-from tqdm import tqdm
+from sklearn.mixture import GaussianMixture
 
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
+from f2pad_jax.core.pixels import normalize
+from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
 from f2pad_jax.data.synthesize import cut_paste
-from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.detectors import Detector, Maps, check_options, detector_class
 from f2pad_jax.errors import InputError
-from f2pad_jax.fills.autoencoder import Inpainter
+from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.metrics import f1max
+from f2pad_jax.model import Model, Procedure, check_procedure, features, score_maps
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Scales
-from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
-from f2pad_jax.settings import Settings, check_settings
 
-BATCH = 8
-SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
 # The region covers this share of an anomaly in all but 5 % of synthetic pictures,
 COVERED, MISSED = 0.98, 0.05
@@ -41,81 +38,23 @@ class Synthetic(NamedTuple):
     masks: np.ndarray  # bool (K, S, S)
 
 
-@dataclass(frozen=True)
-class Model:
-    """A fitted detector with all that the refinement needs.
+def fit_pixel_mixture(images: np.ndarray, *, components: int = 8, sample: int = 20_000, seed: int = 0) -> PixelMixture:
+    """Fits Eq. (9) by EM (scikit-learn) on a random sample of pixels.
 
-    Attributes:
-      detector: name of the detector.
-      extractor: the frozen network.
-      size: side S of the pictures it works on, in pixels.
-      params: what the detector's `fit` returned.
-      normals: the detector's training pictures, uint8 (N, S, S, 3); the fill takes its material from them.
-      held_out: normal pictures that the detector has not seen, uint8 (K, S, S, 3).
-      mixture: Gaussians over the pixels of normal pictures.
-      scales: typical values of the terms on `held_out`.
-      threshold: of the backbone's score map; F1-optimal for synthetic anomalies on `held_out`.
-      region_threshold: lower one, above which pixels are free in the solve.
-      settings: hyper-parameters.
-      tuned_on: "default", "synthetic-validation" or "oracle".
-      seed: of the fit.
-      inpainter: masked autoencoder for the start "autoencoder".
+    Args:
+      images: (N, H, W, 3) float32, ImageNet-normalised.
+      components: Q, the number of Gaussians; no more than there are colours.
+      sample: pixels drawn without replacement.
+      seed: of the sample and of EM's start.
     """
-
-    detector: str
-    extractor: Extractor
-    size: int
-    params: dict[str, Any]
-    normals: np.ndarray
-    held_out: np.ndarray
-    mixture: PixelMixture
-    scales: Scales
-    threshold: float
-    region_threshold: float
-    settings: Settings
-    tuned_on: str
-    seed: int
-    inpainter: Inpainter | None = None
-
-
-@jax.jit
-def apply_extractor(extractor: Extractor, images: jax.Array) -> tuple[jax.Array, ...]:
-    """Feature maps of ImageNet-normalised images (B, S, S, 3), compiled once per shape."""
-    return extractor(images)
-
-
-def features(extractor: Extractor, images: np.ndarray, *, title: str | None = None) -> tuple[np.ndarray, ...]:
-    """Feature maps of uint8 pictures (N, S, S, 3): one (N, H_k, W_k, C_k) array per map, finest first."""
-    chunks = []
-    for first in tqdm(range(0, len(images), BATCH), desc=title, leave=False, disable=None if title else True):
-        chunk = images[first : first + BATCH]
-        # The last batch is filled up: one shape, one compilation.
-        padded = np.concatenate([chunk, np.repeat(chunk[-1:], BATCH - len(chunk), axis=0)])
-        maps = apply_extractor(extractor, normalize(padded))
-        chunks.append([np.asarray(m)[: len(chunk)] for m in maps])
-    return tuple(np.concatenate(level) for level in zip(*chunks, strict=True))
-
-
-@partial(jax.jit, static_argnames="detector")
-def _score(detector: Detector, params: dict[str, Any], maps: tuple[jax.Array, ...]) -> jax.Array:
-    return detector.score(params, maps)
-
-
-@partial(jax.jit, static_argnames="detector")
-def _mean_summand(detector: Detector, params: dict[str, Any], maps: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.mean(detector.summands(params, maps))
-
-
-def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
-    """The backbone's smoothed score maps of uint8 pictures (N, S, S, 3): (N, S, S) float32."""
-    detector = get_detector(model.detector)
-    maps = features(model.extractor, images)
-    smoothed = []
-    for index in range(len(images)):
-        scores = _score(detector, model.params, tuple(m[index] for m in maps))
-        grown = jax.image.resize(scores, (model.size, model.size), "bilinear")
-        smoothed.append(ndimage.gaussian_filter(np.asarray(grown), SMOOTHING))
-    return np.stack(smoothed)
+    pixels = images.reshape(-1, 3)
+    rng = np.random.default_rng(seed)
+    pixels = pixels[rng.choice(len(pixels), size=min(sample, len(pixels)), replace=False)]
+    components = min(components, len(np.unique(pixels, axis=0)))
+    # Grey pictures have singular colour covariances: the floor is half a grey level in normalised units.
+    mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200, tol=1e-2)
+    mixture.fit(pixels.astype(np.float64))
+    return PixelMixture(jnp.asarray(mixture.means_, jnp.float32), jnp.asarray(mixture.precisions_, jnp.float32))
 
 
 @jax.jit
@@ -134,15 +73,14 @@ def _typical_distance(pixels: np.ndarray, mixture: PixelMixture) -> jax.Array:
     return jnp.maximum(jnp.mean(jnp.stack(means)), FLOOR)
 
 
-def _typical(
-    detector: Detector,
-    params: dict[str, Any],
-    maps: tuple[np.ndarray, ...],
-    images: np.ndarray,
-    mixture: PixelMixture,
-) -> Scales:
+@jax.jit
+def _mean_summand(detector: Detector, maps: Maps) -> jax.Array:
+    return jnp.mean(detector.summands(maps))
+
+
+def _typical(detector: Detector, maps: tuple[np.ndarray, ...], images: np.ndarray, mixture: PixelMixture) -> Scales:
     pixels = normalize(images)
-    scores = [_mean_summand(detector, params, tuple(m[i] for m in maps)) for i in range(len(images))]
+    scores = [_mean_summand(detector, tuple(m[i] for m in maps)) for i in range(len(images))]
     variations = [_mean_variation(x) for x in pixels]
     return Scales(
         score=jnp.maximum(jnp.mean(jnp.stack(scores)), FLOOR),
@@ -175,6 +113,7 @@ def fit(
     extractor: Extractor,
     seed: int = 0,
     settings: Settings = Settings(),
+    procedure: Procedure = Procedure(),
     options: Mapping[str, Any] | None = None,
     inpainter: Inpainter | None = None,
 ) -> Model:
@@ -185,19 +124,21 @@ def fit(
 
     Args:
       images: normal pictures, uint8 RGB (N, S, S, 3), N ≥ 3.
-      detector: "padim", "patchcore" or "cflow".
+      detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow".
       extractor: of `load_extractor`.
       seed: of the split, the coreset or flow, the mixture and the synthetic anomalies.
-      settings: hyper-parameters.
-      options: further arguments of the detector's own `fit`.
+      settings: numbers of the solve.
+      procedure: choices around it.
+      options: further arguments of the detector's own `fit`, such as `rank` of PaDiM.
       inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
 
     Raises:
-      InputError: unknown detector or setting, too few pictures, pictures of the wrong kind, or an inpainter that
+      InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind, or an inpainter that
         is missing or works at another size.
     """
-    chosen = get_detector(detector)
-    check_settings(settings)
+    chosen, options = detector_class(detector), options or {}
+    check_options(chosen, options)
+    check_procedure(procedure)
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, S, S, 3)")
@@ -207,7 +148,7 @@ def fit(
             f"the pictures are {images.shape[1]} pixels wide",
             hint=f"use a multiple of {coarsest}, at least {4 * coarsest}",
         )
-    if inpainter is None and settings.start == "autoencoder":
+    if inpainter is None and procedure.start == "autoencoder":
         raise InputError("the start is the autoencoder, but there is none", hint="give an inpainter")
     if inpainter is not None and inpainter.spec.size != images.shape[1]:
         raise InputError(
@@ -219,19 +160,28 @@ def fit(
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]
-    params = chosen.fit(features(extractor, normals, title="features"), seed=seed, **(options or {}))
-    mixture = fit_pixel_mixture(normalize(normals), components=settings.components, seed=seed)
-    scales = _typical(chosen, params, features(extractor, held_out), held_out, mixture)
+    fitted = chosen.fit(features(extractor, normals, title="features"), seed=seed, **options)
+    mixture = fit_pixel_mixture(normalize(normals), components=procedure.components, seed=seed)
     model = Model(
-        detector, extractor, images.shape[1], params, normals, held_out, mixture, scales,
-        0.0, 0.0, settings, "default", seed, inpainter,
-    )  # fmt: skip
+        energy=Energy(extractor=extractor, detector=fitted, mixture=mixture),
+        settings=settings,
+        procedure=procedure,
+        scales=_typical(fitted, features(extractor, held_out), held_out, mixture),
+        size=images.shape[1],
+        threshold=0.0,
+        region_threshold=0.0,
+        normals=Normals(normals),
+        held_out=held_out,
+        tuned_on="default",
+        seed=seed,
+        inpainter=inpainter,
+    )
     made = synthetic_anomalies(held_out, count=max(24, len(held_out)), seed=seed)
     maps, normal_maps = score_maps(model, made.images), score_maps(model, held_out)
     return replace(
         model,
         threshold=f1max(maps, made.masks)[1],
-        region_threshold=_region_threshold(maps, made.masks, normal_maps, settings.dilation),
+        region_threshold=_region_threshold(maps, made.masks, normal_maps, procedure.dilation),
     )
 
 
@@ -242,10 +192,10 @@ def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:
 
 def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
-    mixture = fit_pixel_mixture(normalize(model.normals), components=components, seed=model.seed)
+    mixture = fit_pixel_mixture(normalize(model.normals.pictures), components=components, seed=model.seed)
     return replace(
         model,
-        mixture=mixture,
-        scales=model.scales._replace(pixel=_typical_distance(normalize(model.held_out), mixture)),
-        settings=model.settings._replace(components=components),
+        energy=model.energy.replace(mixture=mixture),
+        scales=model.scales.replace(pixel=_typical_distance(normalize(model.held_out), mixture)),
+        procedure=replace(model.procedure, components=components),
     )

@@ -6,20 +6,23 @@ Figure 11). What is left out shows in the detector's scores of n, beside the reg
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
-from f2pad_jax.data.images import normalize
-from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.pipeline import Segmentation, Start, find_region, segment_many, segment_regions
+from f2pad_jax.core.pixels import normalize
+from f2pad_jax.model import Model, Sight, score_maps
+from f2pad_jax.preparing import Start
+from f2pad_jax.segmentation import Segmentation, segment_regions
 
 ROUNDS = 3
 
 
 class Growth(NamedTuple):
-    """What `segment_growing` found in one picture.
+    """What `let_grow` found in one picture.
 
     Attributes:
       result: the segmentation, `iterations` and `seconds` of all solves.
@@ -52,28 +55,36 @@ def grow(region: np.ndarray, scores: np.ndarray, *, threshold: float, reach: int
     return region | ndimage.binary_dilation(pieces, iterations=reach)
 
 
-def segment_growing(model: Model, images: np.ndarray, *, rounds: int = ROUNDS) -> list[Growth]:
-    """`segment_many`, and then again from n where the region grows; only those pictures are solved again.
+def let_grow(
+    model: Model,
+    images: np.ndarray,
+    sights: Sequence[Sight],
+    regions: Sequence[np.ndarray],
+    results: Sequence[Segmentation],
+    *,
+    rounds: int = ROUNDS,
+) -> list[Growth]:
+    """Solves again, from n, the pictures whose region grows.
 
     Args:
       model: as fitted or tuned.
       images: uint8 RGB (N, S, S, 3).
+      sights: of `look`.
+      regions: where n was free, (S, S) bool each.
+      results: what was found there.
       rounds: how often a region may grow.
-
-    Raises:
-      InputError: as for `segment_many`.
     """
-    found = [Growth(result, find_region(model, result.score_map), 0) for result in segment_many(model, images)]
+    found = [Growth(result, region, 0) for result, region in zip(results, regions, strict=True)]
     for done in range(rounds):
-        asked = [k for k, one in enumerate(found) if one.rounds == done and one.region.any()]
+        asked = [k for k, growth in enumerate(found) if growth.rounds == done and growth.region.any()]
         if not asked:
             break
         maps = score_maps(model, np.stack([found[k].result.normal for k in asked]))
         for k, scores in zip(asked, maps, strict=True):
             # As for the first region: a picture unlike the training pictures scores high all over.
-            own = float(np.quantile(found[k].result.score_map, 1 - model.settings.largest))
+            own = float(np.quantile(sights[k].scores, 1 - model.procedure.largest))
             threshold = max(model.region_threshold, own)
-            region = grow(found[k].region, scores, threshold=threshold, reach=model.settings.dilation)
+            region = grow(found[k].region, scores, threshold=threshold, reach=model.procedure.dilation)
             if (region & ~found[k].region).any():
                 found[k] = Growth(found[k].result, region, done + 1)
         grown = [k for k in asked if found[k].rounds > done]
@@ -82,12 +93,12 @@ def segment_growing(model: Model, images: np.ndarray, *, rounds: int = ROUNDS) -
         again = segment_regions(
             model,
             images[grown],
-            [found[k].result.score_map for k in grown],
+            [sights[k] for k in grown],
             [found[k].region for k in grown],
-            starts=[Start(normal, normal, model.settings.warm_up, filled=False) for normal in normals],
+            starts=[Start(normal, normal, filled=False) for normal in normals],
         )
         for k, result in zip(grown, again, strict=True):
             before = found[k].result
             total = {name: getattr(before, name) + getattr(result, name) for name in ("iterations", "seconds")}
-            found[k] = found[k]._replace(result=result._replace(**total))
+            found[k] = found[k]._replace(result=replace(result, **total))
     return found

@@ -12,17 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from f2pad_jax.checkpoint import load_arrays, save_arrays
-from f2pad_jax.detectors import get_detector
+from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
+from f2pad_jax.detectors import detector_class
 from f2pad_jax.errors import InputError
+from f2pad_jax.fills import Normals
 from f2pad_jax.fills.autoencoder import OWN, Inpainter
-from f2pad_jax.objective import Scales
-from f2pad_jax.pipeline import Model, Settings
-from f2pad_jax.priors import PixelMixture
+from f2pad_jax.model import Model, Procedure
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
 from f2pad_jax.weights.registry import entry
 
-VERSION = 3
+VERSION = 4
 
 _NUMBERS = ("threshold", "region_threshold")
 
@@ -33,15 +33,16 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     Raises:
       InputError: the folder exists and is no model, or it cannot be written.
     """
+    fitted, choices = model.detector.state()
     arrays: dict[str, Any] = {
-        "detector": model.params,
-        "normals": model.normals,
+        "detector": fitted,
+        "normals": model.normals.pictures,
         "held_out": model.held_out,
-        "mixture": model.mixture._asdict(),
-        "scales": model.scales._asdict(),
+        "mixture": dict(vars(model.energy.mixture)),
+        "scales": dict(vars(model.scales)),
     }
     facts: dict[str, Any] = {
-        "detector": model.detector,
+        "detector": {"name": model.detector.name, **choices},
         "extractor": {
             "name": model.extractor.name,
             "sha256": model.extractor.digest,
@@ -50,7 +51,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "size": model.size,
         "threshold": float(model.threshold),
         "region_threshold": float(model.region_threshold),
-        "settings": model.settings._asdict(),
+        "settings": dict(vars(model.settings)),
+        "procedure": asdict(model.procedure),
         "tuned_on": model.tuned_on,
         "seed": model.seed,
     }
@@ -87,7 +89,9 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     if extractor.digest != digest:
         hint = "name their file by --weights, or fit it again"
         raise _other_weights(name, digest, extractor.digest, folder, hint)
-    return Model(extractor=extractor, inpainter=inpainter, **fields)
+    mixture = fields.pop("mixture")
+    energy = Energy(extractor=extractor, detector=fields.pop("detector"), mixture=mixture)
+    return Model(energy=energy, inpainter=inpainter, **fields)
 
 
 def _inpainter(arrays: dict[str, Any], facts: dict[str, Any], folder: Path) -> Inpainter | None:
@@ -115,16 +119,18 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     for pictures in ("normals", "held_out"):
         if arrays[pictures].shape[1:] != (size, size, 3) or arrays[pictures].dtype != np.uint8:
             raise ValueError(f"{pictures} are not pictures of {size} × {size}")
+    choices = dict(facts["detector"])
+    detector = detector_class(choices.pop("name"))
     return {
-        "detector": get_detector(facts["detector"]).name,
+        "detector": detector.from_state(jax.tree.map(jnp.asarray, arrays["detector"]), choices),
         "size": size,
-        "params": jax.tree.map(jnp.asarray, arrays["detector"]),
-        "normals": arrays["normals"],
+        "normals": Normals(arrays["normals"]),
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
         "scales": Scales(**jax.tree.map(jnp.asarray, arrays["scales"])),
         **{name: float(facts[name]) for name in _NUMBERS},
         "settings": Settings(**facts["settings"]),
+        "procedure": Procedure(**facts["procedure"]),
         "tuned_on": facts["tuned_on"],
         "seed": seed,
     }

@@ -1,9 +1,8 @@
-"""From a picture and its region to the solver's problem: what stays fixed during a solve."""
+"""From a picture to its problem: the region in which n is free, n⁽⁰⁾, and what stays fixed during the solve."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -11,19 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.fitting import Model, apply_extractor
-from f2pad_jax.objective import Coefficients, FeatureLoss, Problem
-from f2pad_jax.optim.sharing import sharing_weights
+from f2pad_jax.core import Problem, Settings, sharing_weights
+from f2pad_jax.data.images import check_images, resize_image
+from f2pad_jax.detectors import Detector, Maps
+from f2pad_jax.fills import FILLS
+from f2pad_jax.model import Model, Sight, apply_extractor, look
 
 SHARES = (1 / 6, 1 / 2, 1.0)  # of the positions that a solve may be compiled for: small, usual and all
 SPREAD = 1.3  # of the cells of a map at twice the stride a share larger by this factor is met
 SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
-def strides_of(model: Model) -> tuple[int, ...]:
-    """Strides of the detector's grid and of the coarser maps that it uses, in pixels."""
-    return model.extractor.strides[get_detector(model.detector).level :]
+def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
+    """Where n is free, step 3 of Algorithm 1: the pixels above the region threshold, dilated.
+
+    A picture unlike the training pictures scores high all over; then only its highest pixels count.
+
+    Args:
+      model: as fitted or tuned.
+      scores: smoothed score map, (S, S).
+
+    Returns:
+      (S, S) bool; nothing where no score reaches the threshold.
+    """
+    procedure = model.procedure
+    region = scores > max(model.region_threshold, float(np.quantile(scores, 1 - procedure.largest)))
+    return ndimage.binary_dilation(region, iterations=procedure.dilation)
 
 
 class Affected(NamedTuple):
@@ -57,52 +69,133 @@ def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
     return Affected(padded[0], (np.arange(fitting[0]) < len(wanted[0])).astype(np.float32), tuple(padded[1:]))
 
 
-@partial(jax.jit, static_argnames="detector")
-def _median_summand(detector: Detector, params: dict, maps: tuple) -> jax.Array:
-    return jnp.median(detector.summands(params, maps))
+class Start(NamedTuple):
+    """Where a solve begins; pictures are (S, S, 3) float32, ImageNet-normalised.
+
+    Attributes:
+      normal: n⁽⁰⁾.
+      fill: the filled picture, whose features choose PatchCore's candidates M_ij.
+      filled: whether n⁽⁰⁾ is the fill, not x.
+    """
+
+    normal: np.ndarray
+    fill: np.ndarray
+    filled: bool
 
 
-@partial(jax.jit, static_argnames="detector")
-def _localize(detector: Detector, params: dict, maps: tuple, positions: jax.Array, coarser: tuple) -> dict:
-    return detector.localize(params, maps, positions, coarser)
+def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
+    """n⁽⁰⁾, step 2 of Algorithm 1.
+
+    A fill that knows the part is the better start where it is right. Where no normal picture matches, as in
+    irregular textures, x itself is: its normal pixels are where they should be, and the anomalous ones leave x in
+    the warm-up.
+
+    Args:
+      model: as fitted or tuned.
+      image: x, (S, S, 3) float32, ImageNet-normalised.
+      region: (S, S) bool.
+    """
+    choice = model.procedure.start
+    fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model)
+    if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
+        return Start(image, fill, filled=False)
+    return Start(fill, fill, filled=True)
+
+
+class Plan(NamedTuple):
+    """A solve that was decided on; its `Problem`, which takes much more memory, is made when its turn comes.
+
+    Attributes:
+      sight: the picture.
+      region: (S, S) bool, where n is free.
+      affected: positions that count.
+      start: n⁽⁰⁾.
+      sparsity: factor of β0, (S, S) float32.
+      shared: whether neighbours share anything.
+      settings: numbers of the solve.
+    """
+
+    sight: Sight
+    region: np.ndarray
+    affected: Affected
+    start: Start
+    sparsity: np.ndarray
+    shared: bool
+    settings: Settings
+
+
+def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = None) -> Plan:
+    """The solve that finds a picture's mask.
+
+    Args:
+      model: as fitted or tuned.
+      sight: the picture.
+      region: (S, S) bool, already dilated.
+      start: n⁽⁰⁾ where it is known already; by default that of `begin`.
+    """
+    start = start or begin(model, sight.image, region)
+    # From x, a faint anomaly whose pixels decide together would vanish as a whole.
+    shared = model.settings.share_gradient or (model.procedure.sharing and start.filled)
+    where, one = affected(region, model.strides), np.ones(region.shape, np.float32)
+    return Plan(sight, region, where, start, one, shared, model.settings)
+
+
+def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
+    """Step 6 of Algorithm 1, re-estimation: F without sparsity on the final mask only, from a fresh fill."""
+    fill, most = FILLS["matching"](sight.image, mask, model).filled, model.procedure.refine
+    # All of it is a warm-up: nothing decides, and steps do not grow.
+    start, settings = Start(fill, fill, filled=False), model.settings.replace(limit=most, warm_up=most)
+    where, none = affected(mask, model.strides), np.zeros(mask.shape, np.float32)
+    return Plan(sight, mask, where, start, none, model.settings.share_gradient, settings)
+
+
+@jax.jit
+def _localize(detector: Detector, maps: Maps, positions: jax.Array, coarser: tuple[jax.Array, ...]):
+    return detector.localize(maps, positions, coarser)
 
 
 _sharing_weights = jax.jit(sharing_weights)
 
 
-def prepare(
-    model: Model, image: np.ndarray, region: np.ndarray, anchor: np.ndarray, *, beta: float, shared: bool = True
-) -> Problem:
-    """Everything that stays fixed during the solve of one image.
+def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
+    """What the solver takes: n⁽⁰⁾, the problem, and its numbers.
 
     Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
     pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
+    """
+    sight, start = chosen.sight, chosen.start
+    maps = sight.maps
+    if model.detector.anchored:
+        maps = tuple(m[0] for m in apply_extractor(model.extractor, start.fill[None]))
+    image = jnp.asarray(sight.image)
+    problem = Problem(
+        image=image,
+        region=jnp.asarray(chosen.region),
+        sparsity=jnp.asarray(chosen.sparsity),
+        local=_localize(model.detector, maps, chosen.affected.positions, chosen.affected.coarser),
+        present=jnp.asarray(chosen.affected.present),
+        scales=model.scales.replace(score=jnp.maximum(model.scales.score, sight.typical)),
+        filled=jnp.asarray(start.filled),
+        sharing=_sharing_weights(image) if chosen.shared else None,
+    )
+    return jnp.asarray(start.normal), problem, chosen.settings
+
+
+def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
+    """The problem of one picture and n⁽⁰⁾, for `objective`, `solve` and experiments of one's own.
 
     Args:
       model: as fitted or tuned.
-      image: x, (S, S, 3) float32, ImageNet-normalised.
-      region: (S, S) bool, where n is free.
-      anchor: the picture whose features choose PatchCore's candidates M_ij, like x.
-      beta: weight of sparsity.
-      shared: whether neighbours share at all.
+      image: uint8 RGB (H, W, 3), resized to the model's size.
+
+    Returns:
+      The problem, and n⁽⁰⁾ as (S, S, 3) float32, ImageNet-normalised. Where no score reaches the region threshold the
+      region is empty and n stays x.
+
+    Raises:
+      InputError: not such an array.
     """
-    detector = get_detector(model.detector)
-    positions, present, coarser = affected(region, strides_of(model))
-    maps, own_maps = (
-        tuple(m[0] for m in apply_extractor(model.extractor, picture[None])) for picture in (anchor, image)
-    )
-    typical = jnp.maximum(model.scales.score, _median_summand(detector, model.params, own_maps))
-    settings = model.settings
-    return Problem(
-        image=jnp.asarray(image),
-        region=jnp.asarray(region),
-        sharing=_sharing_weights(image) if shared else None,
-        feature=FeatureLoss(
-            jnp.asarray(positions),
-            jnp.asarray(present),
-            _localize(detector, model.params, maps, positions, coarser),
-        ),
-        mixture=model.mixture,
-        scales=model.scales._replace(score=typical),
-        coefficients=Coefficients(jnp.float32(settings.alpha1), jnp.float32(settings.alpha2), jnp.float32(beta)),
-    )
+    square = resize_image(check_images(image, rank=3), (model.size, model.size))
+    (sight,) = look(model, square[None])
+    start, problem, _ = build(model, plan(model, sight, find_region(model, sight.scores)))
+    return problem, start

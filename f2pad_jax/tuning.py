@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import sem
 
-from f2pad_jax.data.images import normalize
-from f2pad_jax.fitting import Model, refit_mixture, score_maps, synthetic_anomalies
+from f2pad_jax.fitting import refit_mixture, synthetic_anomalies
 from f2pad_jax.metrics import iou
-from f2pad_jax.pipeline import begin, find_masks, find_region, masking
+from f2pad_jax.model import Model, look
+from f2pad_jax.preparing import begin, find_region, plan
+from f2pad_jax.segmentation import find_masks
 
 COUNT = 8  # synthetic pictures that a setting is judged by; those that do not lead after half of them are dropped
 BETA0 = (2.0, 2.5, 3.0, 4.5)
@@ -36,19 +37,18 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Reach:
       out beforehand.
     """
     cases = []
-    for image, mask, scores in zip(images, masks, score_maps(model, images), strict=True):
-        region = find_region(model, scores)
+    for sight, mask in zip(look(model, images), masks, strict=True):
+        region = find_region(model, sight.scores)
         if region.any():  # a picture without region scores the same whatever the settings
-            x = normalize(image)
-            cases.append((x, region, begin(model, x, region), mask))
+            cases.append((sight, region, begin(model, sight.image, region), mask))
 
     def reach(candidates: Sequence[Model], which: slice) -> np.ndarray:
         chosen = cases[which]
         found = np.zeros((len(candidates), len(chosen)))
-        jobs = [masking(candidate, x, region, start) for candidate in candidates for x, region, start, _ in chosen]
-        for index, mask, _ in find_masks(jobs, title="tune"):
-            candidate, case = divmod(index, len(chosen))
-            found[candidate, case] = iou(mask, chosen[case][-1])
+        for row, candidate in enumerate(candidates):
+            plans = [plan(candidate, sight, region, start) for sight, region, start, _ in chosen]
+            for case, mask, _ in find_masks(candidate, plans, title="tune"):
+                found[row, case] = iou(mask, chosen[case][-1])
         return found
 
     return reach
@@ -101,18 +101,18 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
     reach = judge(model, images, masks)
 
     def weight(name: str) -> Callable[[Model, float], Model]:
-        return lambda m, value: replace(m, settings=m.settings._replace(**{name: value}))
+        return lambda m, value: replace(m, settings=m.settings.replace(**{name: value}))
 
-    axes: list[tuple[str, Sequence[float], Callable]] = [
-        ("beta0", BETA0, weight("beta0")),
-        ("alpha1", ALPHA1, weight("alpha1")),
-        ("components", COMPONENTS, refit_mixture),
+    axes: list[tuple[Callable[[Model], float], Sequence[float], Callable]] = [
+        (lambda m: m.settings.beta0, BETA0, weight("beta0")),
+        (lambda m: m.settings.alpha1, ALPHA1, weight("alpha1")),
+        (lambda m: m.procedure.components, COMPONENTS, refit_mixture),
     ]
     # The paper takes the best on the test set, by however little.
     wins = better if oracle is None else lambda found, than: found.mean() > than.mean()
     best, (highest,) = model, reach([model], slice(None))
-    for name, values, change in axes if len(highest) else ():
-        others = [change(best, value) for value in values if value != getattr(best.settings, name)]
+    for own, values, change in axes if len(highest) else ():
+        others = [change(best, value) for value in values if value != own(best)]
         for candidate, reached in race(reach, others, highest):
             if wins(reached, highest):
                 best, highest = candidate, reached

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import f2pad_jax
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS, Detector, get_detector
 from f2pad_jax.networks import efficientnet, resnet

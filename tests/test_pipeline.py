@@ -11,7 +11,7 @@ from scipy import ndimage
 from skimage.measure import label
 
 from f2pad_jax import pipeline, preparing
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import Case, texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import score_maps, synthetic_anomalies

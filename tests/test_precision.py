@@ -13,7 +13,7 @@ import pytest
 from jax.lax import Precision
 from solving import make_case
 
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS
 from f2pad_jax.errors import InputError

@@ -16,9 +16,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from f2pad_jax.errors import InputError
 
-IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
-IMAGENET_STD = np.array([0.229, 0.224, 0.225], np.float32)
-
 MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb: a quarter of a GiB as RGB
 
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -115,15 +112,21 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def normalize(images: np.ndarray) -> np.ndarray:
-    """uint8 RGB (..., 3) to float32 with ImageNet's mean and standard deviation, as networks take it."""
-    return (np.asarray(images, np.float32) / np.float32(255) - IMAGENET_MEAN) / IMAGENET_STD
+def check_images(images: object, *, rank: int) -> np.ndarray:
+    """An array that is checked to be one picture or a stack of them.
 
+    Args:
+      images: uint8 RGB.
+      rank: 3 for one picture (H, W, 3), 4 for a stack (N, H, W, 3).
 
-def denormalize(images: np.ndarray) -> np.ndarray:
-    """The inverse of `normalize`, rounded and clipped: float (..., 3) to uint8."""
-    scaled = (np.asarray(images, np.float32) * IMAGENET_STD + IMAGENET_MEAN) * np.float32(255)
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    Raises:
+      InputError: of another type, rank or number of channels, or without pixels.
+    """
+    array = np.asarray(images)
+    if array.dtype != np.uint8 or array.ndim != rank or array.shape[-1] != 3 or 0 in array.shape[-3:]:
+        what, wanted = ("the picture is", "(H, W, 3)") if rank == 3 else ("the pictures are", "(N, H, W, 3)")
+        raise InputError(f"{what} {array.dtype} {array.shape}", hint=f"give uint8 RGB, {wanted}")
+    return array
 
 
 @contextmanager

@@ -10,16 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from tqdm import tqdm
 
+from f2pad_jax.detectors.base import Arrays, Facts, Maps
 from f2pad_jax.errors import InputError
-
-Params = dict[str, jax.Array]
-Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
 
 REFERENCE_CHANNELS = 100  # kept of ResNet-18's 448 by the reference code
 REGULARISER = 0.01  # added to the covariance, times the mean channel variance relative to one
@@ -51,65 +51,164 @@ def _rows(maps: tuple[np.ndarray, ...], channels: np.ndarray, row: int) -> np.nd
     return np.concatenate(parts, axis=-1)[..., channels].transpose(1, 0, 2).astype(np.float64)
 
 
-def fit(maps: tuple[np.ndarray, ...], *, channels: int | None = None, rank: int | None = None, seed: int = 0) -> Params:
-    """Means and inverse covariances at every position.
+@struct.dataclass
+class Dense:
+    """Inverse covariances as they are.
 
-    With fewer images than channels the inverse is kept in its exact low-rank form: Σ = V diag(λ) Vᵀ + εI gives
-    Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built. Beyond
-    `MAX_RANK` + 1 images the smallest eigenvalues count as zero, which never lowers a distance.
-
-    With `rank` only so many eigenvectors are kept at every position, the F2PAD paper's future work; the other
-    eigenvalues count as their mean, as in probabilistic PCA (Tipping and Bishop, 1999).
-
-    Args:
-      maps: features of the training images, (N, H_k, W_k, C_k) each, finest first; N ≥ 2.
-      channels: how many channels to keep; the reference's 100 where there are more than 200, else all.
-      rank: how many eigenvectors to keep; all by default.
-      seed: unused, the subset is the reference's; part of the detectors' common signature.
-
-    Returns:
-      channels (D,) int32, mean (P, D) and either precision (P, D, D) or basis (P, R, D), gain (P, R) and floor, ε as
-      () or, with `rank`, of each position as (P, 1); P = H_1·W_1 positions in row-major order.
-
-    Raises:
-      InputError: the rank is no positive number.
+    Attributes:
+      precision: Λ⁻¹, (P, D, D).
     """
-    del seed
-    if rank is not None and rank < 1:
-        raise InputError(f"a rank of {rank} keeps nothing", hint="give at least 1")
-    subset = channel_subset(sum(m.shape[-1] for m in maps), kept=channels)
-    count, height, width = maps[0].shape[:3]
-    dims = len(subset)
-    # One regulariser for all extractors: relative to the mean variance, so linear bottlenecks fit as well.
-    variance = np.concatenate([m.astype(np.float64).var(axis=(0, 1, 2)) for m in maps])[subset]
-    floor = REGULARISER * float(variance.mean())
-    held = min(count - 1, dims)  # eigenvalues other than zero
-    cut = rank is not None and rank < held
-    full = count > dims and not cut
-    kept = min(held, rank if rank is not None and cut else MAX_RANK)
-    mean = np.empty((height * width, dims), np.float32)
-    first = np.empty((height * width, dims if full else kept, dims), np.float32)
-    gain = np.empty((height * width, kept), np.float32)
-    floors = np.empty((height * width, 1), np.float32)
-    for row in tqdm(range(height), desc="fit padim", leave=False, disable=None):
-        here = slice(row * width, (row + 1) * width)
-        features = _rows(maps, subset, row)
-        mean[here] = features.mean(axis=1)
-        delta = features - features.mean(axis=1, keepdims=True)
+
+    precision: jax.Array
+
+    def whiten(self, delta: jax.Array) -> jax.Array:
+        """Λ⁻¹δ at every position, (P, D)."""
+        return _product("pde,pe->pd", self.precision, delta)
+
+
+@struct.dataclass
+class LowRank:
+    """Inverse covariances (I − V diag(gain) Vᵀ)/ε.
+
+    Attributes:
+      basis: Vᵀ, (P, R, D): rows are eigenvectors, so that both products read them in order.
+      gain: λ/(λ + ε), (P, R).
+      floor: ε, (P, 1).
+    """
+
+    basis: jax.Array
+    gain: jax.Array
+    floor: jax.Array
+
+    def whiten(self, delta: jax.Array) -> jax.Array:
+        """Λ⁻¹δ at every position, (P, D)."""
+        inside = self.gain * _product("prd,pd->pr", self.basis, delta)
+        return (delta - _product("prd,pr->pd", self.basis, inside)) / self.floor
+
+
+_product = partial(jnp.einsum, precision="highest")
+
+
+@struct.dataclass
+class Local:
+    """The statistics at some positions: `mean` (S, D) and `inverse` of these alone."""
+
+    positions: jax.Array
+    mean: jax.Array
+    inverse: Dense | LowRank
+
+
+@struct.dataclass
+class PaDiM:
+    """One Gaussian a position, P = H_1·W_1 of them in row-major order.
+
+    Attributes:
+      channels: which channels of all maps count, (D,) int32.
+      mean: μ, (P, D).
+      inverse: Λ⁻¹, in full or, with fewer pictures than channels, of low rank.
+    """
+
+    name: ClassVar[str] = "padim"
+    level: ClassVar[int] = 0
+    anchored: ClassVar[bool] = False
+
+    channels: jax.Array
+    mean: jax.Array
+    inverse: Dense | LowRank
+
+    @classmethod
+    def fit(
+        cls, maps: tuple[np.ndarray, ...], *, channels: int | None = None, rank: int | None = None, seed: int = 0
+    ) -> Self:
+        """Means and inverse covariances at every position.
+
+        With fewer images than channels the inverse is kept in its exact low-rank form: Σ = V diag(λ) Vᵀ + εI gives
+        Λ⁻¹δ = (δ − V diag(λ/(λ + ε)) Vᵀδ)/ε, so no D × D matrix is ever built. Beyond
+        `MAX_RANK` + 1 images the smallest eigenvalues count as zero, which never lowers a distance.
+
+        With `rank` only so many eigenvectors are kept at every position, the F2PAD paper's future work; the other
+        eigenvalues count as their mean, as in probabilistic PCA (Tipping and Bishop, 1999).
+
+        Args:
+          maps: features of the training images, (N, H_k, W_k, C_k) each, finest first; N ≥ 2.
+          channels: how many channels to keep; the reference's 100 where there are more than 200, else all.
+          rank: how many eigenvectors to keep; all by default.
+          seed: unused, the subset is the reference's; part of the detectors' common signature.
+
+        Raises:
+          InputError: the rank is no positive number.
+        """
+        del seed
+        if rank is not None and rank < 1:
+            raise InputError(f"a rank of {rank} keeps nothing", hint="give at least 1")
+        subset = channel_subset(sum(m.shape[-1] for m in maps), kept=channels)
+        count, height, width = maps[0].shape[:3]
+        dims = len(subset)
+        # One regulariser for all extractors: relative to the mean variance, so linear bottlenecks fit as well.
+        variance = np.concatenate([m.astype(np.float64).var(axis=(0, 1, 2)) for m in maps])[subset]
+        floor = REGULARISER * float(variance.mean())
+        held = min(count - 1, dims)  # eigenvalues other than zero
+        cut = rank is not None and rank < held
+        full = count > dims and not cut
+        kept = min(held, rank if rank is not None and cut else MAX_RANK)
+        mean = np.empty((height * width, dims), np.float32)
+        first = np.empty((height * width, dims if full else kept, dims), np.float32)
+        gain = np.empty((height * width, kept), np.float32)
+        floors = np.empty((height * width, 1), np.float32)
+        for row in tqdm(range(height), desc="fit padim", leave=False, disable=None):
+            here = slice(row * width, (row + 1) * width)
+            features = _rows(maps, subset, row)
+            mean[here] = features.mean(axis=1)
+            delta = features - features.mean(axis=1, keepdims=True)
+            if full:
+                covariance = np.einsum("pnd,pne->pde", delta, delta, optimize=True) / (count - 1)
+                first[here] = np.linalg.inv(covariance + floor * np.eye(dims))
+            else:
+                value, vector = _eigenpairs(delta)
+                rest = value[:, :-kept].sum(axis=1, keepdims=True) / (dims - kept) if cut else 0.0
+                first[here] = vector[:, :, -kept:].transpose(0, 2, 1)
+                gain[here] = (value[:, -kept:] - rest) / (value[:, -kept:] + floor)
+                floors[here] = rest + floor
         if full:
-            covariance = np.einsum("pnd,pne->pde", delta, delta, optimize=True) / (count - 1)
-            first[here] = np.linalg.inv(covariance + floor * np.eye(dims))
+            inverse = Dense(jnp.asarray(first))
         else:
-            value, vector = _eigenpairs(delta)
-            rest = value[:, :-kept].sum(axis=1, keepdims=True) / (dims - kept) if cut else 0.0
-            first[here] = vector[:, :, -kept:].transpose(0, 2, 1)
-            gain[here] = (value[:, -kept:] - rest) / (value[:, -kept:] + floor)
-            floors[here] = rest + floor
-    params = {"channels": jnp.asarray(subset, jnp.int32), "mean": jnp.asarray(mean)}
-    if full:
-        return params | {"precision": jnp.asarray(first)}
-    floors = jnp.asarray(floors) if cut else jnp.float32(floor)
-    return params | {"basis": jnp.asarray(first), "gain": jnp.asarray(gain), "floor": floors}
+            inverse = LowRank(jnp.asarray(first), jnp.asarray(gain), jnp.asarray(floors))
+        return cls(jnp.asarray(subset, jnp.int32), jnp.asarray(mean), inverse)
+
+    def summands(self, maps: Maps) -> jax.Array:
+        """Squared Mahalanobis distance at every position, Eq. (7) of F2PAD: (H_1, W_1)."""
+        features = embed(maps, self.channels)
+        delta = features.reshape(-1, features.shape[-1]) - self.mean
+        return _quadratic_form(self.inverse, delta).reshape(features.shape[:2])
+
+    def score(self, maps: Maps) -> jax.Array:
+        """PaDiM's own score, the Mahalanobis distance (the root of Eq. 7): (H_1, W_1)."""
+        return jnp.sqrt(jnp.maximum(self.summands(maps), 0.0))
+
+    def localize(self, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Local:
+        """The statistics of some positions only; `positions` is (S,) int32 in row-major order."""
+        del maps, coarser
+        return Local(positions, *jax.tree.map(lambda leaf: leaf[positions], (self.mean, self.inverse)))
+
+    def local_scores(self, local: Local, maps: Maps) -> jax.Array:
+        """Eq. (7) at the positions of `localize`: (S,)."""
+        height, width = maps[0].shape[:2]
+        rows, columns = local.positions // width, local.positions % width
+        # As `embed`, but of these positions only: the gradient then never fills a whole grid of all channels.
+        features = [m[rows // (height // m.shape[0]), columns // (width // m.shape[1])] for m in maps]
+        delta = jnp.concatenate(features, axis=-1)[:, self.channels] - local.mean
+        return _quadratic_form(local.inverse, delta)
+
+    def state(self) -> tuple[Arrays, Facts]:
+        """Arrays by name; of the inverse "precision", or "basis", "gain" and "floor"."""
+        return {"channels": self.channels, "mean": self.mean, **vars(self.inverse)}, {}
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
+        """The inverse of `state`."""
+        del facts
+        own = {name: leaf for name, leaf in arrays.items() if name not in ("channels", "mean")}
+        return cls(arrays["channels"], arrays["mean"], (Dense if "precision" in own else LowRank)(**own))
 
 
 def _eigenpairs(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -124,62 +223,20 @@ def _eigenpairs(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return value, turned @ vector / np.sqrt((count - 1) * value)[:, None, :]
 
 
-_product = partial(jnp.einsum, precision="highest")
-
-
-def _whitened(params: Params, delta: jax.Array) -> jax.Array:
-    """Λ⁻¹δ at every position, (P, D)."""
-    if "precision" in params:
-        return _product("pde,pe->pd", params["precision"], delta)
-    # Rows are eigenvectors: both products then read them in order, in seven tenths of the time.
-    inside = params["gain"] * _product("prd,pd->pr", params["basis"], delta)
-    return (delta - _product("prd,pr->pd", params["basis"], inside)) / params["floor"]
-
-
 @jax.custom_vjp
-def _quadratic_form(params: Params, delta: jax.Array) -> jax.Array:
-    return jnp.sum(delta * _whitened(params, delta), axis=-1)
+def _quadratic_form(inverse: Dense | LowRank, delta: jax.Array) -> jax.Array:
+    return jnp.sum(delta * inverse.whiten(delta), axis=-1)
 
 
-def _quadratic_forward(params: Params, delta: jax.Array):
-    whitened = _whitened(params, delta)
-    return jnp.sum(delta * whitened, axis=-1), (params, whitened)
+def _quadratic_forward(inverse: Dense | LowRank, delta: jax.Array):
+    whitened = inverse.whiten(delta)
+    return jnp.sum(delta * whitened, axis=-1), (inverse, whitened)
 
 
 def _quadratic_backward(residuals, cotangent):
     # Λ⁻¹ is symmetric: its one product with δ serves value and gradient, and memory is read once.
-    params, whitened = residuals
-    return jax.tree.map(jnp.zeros_like, params), 2 * cotangent[:, None] * whitened
+    inverse, whitened = residuals
+    return jax.tree.map(jnp.zeros_like, inverse), 2 * cotangent[:, None] * whitened
 
 
 _quadratic_form.defvjp(_quadratic_forward, _quadratic_backward)
-
-
-def squared_distances(params: Params, maps: Maps) -> jax.Array:
-    """Squared Mahalanobis distance at every position, Eq. (7) of F2PAD: (H_1, W_1)."""
-    features = embed(maps, params["channels"])
-    delta = features.reshape(-1, features.shape[-1]) - params["mean"]
-    statistics = {k: v for k, v in params.items() if k not in ("channels", "mean")}
-    return _quadratic_form(statistics, delta).reshape(features.shape[:2])
-
-
-def score(params: Params, maps: Maps) -> jax.Array:
-    """PaDiM's own score, the Mahalanobis distance (the root of Eq. 7): (H_1, W_1)."""
-    return jnp.sqrt(jnp.maximum(squared_distances(params, maps), 0.0))
-
-
-def localize(params: Params, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Params:
-    """The statistics of some positions only, for the solver; `positions` is (S,) int32 in row-major order."""
-    del maps, coarser
-    return {k: v[positions] if v.ndim > 1 else v for k, v in params.items()}
-
-
-def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
-    """Eq. (7) at the positions that `localize` gathered: (S,)."""
-    height, width = maps[0].shape[:2]
-    rows, columns = positions // width, positions % width
-    # As `embed`, but of these positions only: the gradient then never fills a whole grid of all channels.
-    features = [m[rows // (height // m.shape[0]), columns // (width // m.shape[1])] for m in maps]
-    delta = jnp.concatenate(features, axis=-1)[:, local["channels"]] - local["mean"]
-    statistics = {k: v for k, v in local.items() if k not in ("channels", "mean")}
-    return _quadratic_form(statistics, delta)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
-Params = dict[str, jax.Array]
-Maps = tuple[jax.Array, ...]  # of one image: (H_k, W_k, C_k), finest first
+from f2pad_jax.detectors.base import Arrays, Facts, Maps
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
@@ -64,100 +65,120 @@ def greedy_coreset(points: jax.Array, size: int, first: jax.Array) -> jax.Array:
     return taken
 
 
-def fit(maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, seed: int = 0) -> Params:
-    """The bank of normal features.
+@struct.dataclass
+class Local:
+    """The candidates M_ij of Eq. (4) at some positions: `candidates` (S, M, D), `norm` (S, M) squared lengths."""
 
-    Args:
-      maps: features of the training images, (N, H_k, W_k, C_k) each, finest first.
-      ratio: size of the coreset relative to all patches.
-      limit: largest size of the coreset.
-      seed: of the random projection and of the first point.
+    positions: jax.Array
+    candidates: jax.Array
+    norm: jax.Array
 
-    Returns:
-      scale (D,): root mean variance of each map, repeated for its channels, so that no map outweighs another;
-      bank (B, D); norm (B,) the bank's squared lengths.
+
+@struct.dataclass
+class PatchCore:
+    """A bank of normal features.
+
+    Attributes:
+      scale: (D,), root mean variance of each map, repeated for its channels, so that no map outweighs another.
+      bank: (B, D).
+      norm: (B,), the bank's squared lengths.
     """
-    deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in maps[1:]]
-    scale = jnp.asarray(np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32)
-    embed_all = jax.jit(lambda batch: jax.lax.map(lambda one: embed(one, scale), batch))
-    patches = embed_all(tuple(jnp.asarray(m) for m in maps)).reshape(-1, len(scale))
-    size = max(1, min(limit, round(ratio * len(patches))))
-    key_projection, key_first = jax.random.split(jax.random.key(seed))
-    narrow = min(PROJECTED, patches.shape[1])
-    projection = jax.random.normal(key_projection, (patches.shape[1], narrow)) / np.sqrt(narrow)
-    first = jax.random.randint(key_first, (), 0, len(patches))
-    narrowed = jnp.matmul(patches, projection, precision="highest")
-    bank = patches[greedy_coreset(narrowed, size, first)]
-    return {"scale": scale, "bank": bank, "norm": jnp.sum(jnp.square(bank), axis=-1)}
 
+    name: ClassVar[str] = "patchcore"
+    level: ClassVar[int] = 1
+    anchored: ClassVar[bool] = True
 
-def _squared_to_bank(params: Params, features: jax.Array) -> jax.Array:
-    """All squared distances, (S, B), by one matrix product; clamped at zero."""
-    products = jnp.matmul(features, params["bank"].T, precision="highest")
-    lengths = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
-    return jnp.maximum(lengths - 2 * products + params["norm"], 0.0)
+    scale: jax.Array
+    bank: jax.Array
+    norm: jax.Array
 
+    @classmethod
+    def fit(cls, maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, seed: int = 0) -> Self:
+        """Chooses the bank.
 
-def score(params: Params, maps: Maps) -> jax.Array:
-    """Squared distance to the nearest feature of the whole bank: (H_2, W_2)."""
-    features = embed(maps, params["scale"])
-    nearest = jnp.min(_squared_to_bank(params, features.reshape(-1, features.shape[-1])), axis=-1)
-    return nearest.reshape(features.shape[:2])
+        Args:
+          maps: features of the training images, (N, H_k, W_k, C_k) each, finest first.
+          ratio: size of the coreset relative to all patches.
+          limit: largest size of the coreset.
+          seed: of the random projection and of the first point.
+        """
+        deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in maps[1:]]
+        scale = jnp.asarray(np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32)
+        embed_all = jax.jit(lambda batch: jax.lax.map(lambda one: embed(one, scale), batch))
+        patches = embed_all(tuple(jnp.asarray(m) for m in maps)).reshape(-1, len(scale))
+        size = max(1, min(limit, round(ratio * len(patches))))
+        key_projection, key_first = jax.random.split(jax.random.key(seed))
+        narrow = min(PROJECTED, patches.shape[1])
+        projection = jax.random.normal(key_projection, (patches.shape[1], narrow)) / np.sqrt(narrow)
+        first = jax.random.randint(key_first, (), 0, len(patches))
+        narrowed = jnp.matmul(patches, projection, precision="highest")
+        bank = patches[greedy_coreset(narrowed, size, first)]
+        return cls(scale, bank, jnp.sum(jnp.square(bank), axis=-1))
 
+    def score(self, maps: Maps) -> jax.Array:
+        """Squared distance to the nearest feature of the whole bank: (H_2, W_2)."""
+        features = embed(maps, self.scale)
+        nearest = jnp.min(self._to_bank(features.reshape(-1, features.shape[-1])), axis=-1)
+        return nearest.reshape(features.shape[:2])
 
-def _embedded(maps: Maps, scale: jax.Array, positions: jax.Array) -> jax.Array:
-    features = embed(maps, scale)
-    return features.reshape(-1, features.shape[-1])[positions]
+    def summands(self, maps: Maps) -> jax.Array:
+        """The same: Eq. (4) with the whole bank for M_ij."""
+        return self.score(maps)
 
+    def localize(self, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Local:
+        """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
 
-def localize(params: Params, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Params:
-    """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
+        Args:
+          maps: features of n⁽⁰⁾.
+          positions: (S,) int32 in row-major order on the second map's grid.
+          coarser: unused, part of the detectors' common signature.
+        """
+        del coarser
+        features = self._embedded(maps, positions)
+        _, nearest = jax.lax.top_k(-self._to_bank(features), min(CANDIDATES, len(self.bank)))
+        return Local(positions, self.bank[nearest], self.norm[nearest])
 
-    Args:
-      params: of `fit`.
-      maps: features of n⁽⁰⁾.
-      positions: (S,) int32 in row-major order on the second map's grid.
-      coarser: unused, part of the detectors' common signature.
+    def local_scores(self, local: Local, maps: Maps) -> jax.Array:
+        """Eq. (4) at the positions of `localize`: (S,).
 
-    Returns:
-      scale (D,), candidates (S, M, D), norm (S, M).
-    """
-    del coarser
-    features = _embedded(maps, params["scale"], positions)
-    _, nearest = jax.lax.top_k(-_squared_to_bank(params, features), min(CANDIDATES, len(params["bank"])))
-    return {
-        "scale": params["scale"],
-        "candidates": params["bank"][nearest],
-        "norm": params["norm"][nearest],
-    }
+        The nearest candidate is found by products; only its difference is formed, so the gradient is exact and cheap.
+        """
+        features = self._embedded(maps, local.positions)
+        fixed = jax.lax.stop_gradient(features)
+        products = jnp.einsum("smd,sd->sm", local.candidates, fixed, precision="highest")
+        nearest = jnp.argmin(local.norm - 2 * products, axis=-1)
+        chosen = jnp.take_along_axis(local.candidates, nearest[:, None, None], axis=1)[:, 0]
+        return jnp.sum(jnp.square(features - chosen), axis=-1)
 
+    def stale(self, local: Local, maps: Maps) -> jax.Array:
+        """Where the nearest feature of the whole bank is none of the candidates: there Eq. (4) is above `score`.
 
-def local_scores(local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
-    """Eq. (4) at the positions that `localize` gathered: (S,).
+        Args:
+          local: of `localize`, whose candidates may be those of another picture.
+          maps: features of the picture that is asked about, such as the n that a solve has reached.
 
-    The nearest candidate is found by products; only its difference is formed, so the gradient is exact and cheap.
-    """
-    features = _embedded(maps, local["scale"], positions)
-    fixed = jax.lax.stop_gradient(features)
-    products = jnp.einsum("smd,sd->sm", local["candidates"], fixed, precision="highest")
-    nearest = jnp.argmin(local["norm"] - 2 * products, axis=-1)
-    chosen = jnp.take_along_axis(local["candidates"], nearest[:, None, None], axis=1)[:, 0]
-    return jnp.sum(jnp.square(features - chosen), axis=-1)
+        Returns:
+          (S,) bool.
+        """
+        nearest = self.bank[jnp.argmin(self._to_bank(self._embedded(maps, local.positions)), axis=-1)]
+        return ~jnp.any(jnp.all(local.candidates == nearest[:, None], axis=-1), axis=-1)
 
+    def state(self) -> tuple[Arrays, Facts]:
+        """Arrays by name."""
+        return {"scale": self.scale, "bank": self.bank, "norm": self.norm}, {}
 
-@jax.jit
-def stale(params: Params, local: Params, maps: Maps, positions: jax.Array) -> jax.Array:
-    """Where the nearest feature of the whole bank is none of the candidates, so that Eq. (4) is above `score`.
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
+        """The inverse of `state`."""
+        del facts
+        return cls(**arrays)
 
-    Args:
-      params: of `fit`.
-      local: of `localize`, whose candidates may be those of another picture.
-      maps: features of the picture that is asked about, such as the n that a solve has reached.
-      positions: as for `localize`.
+    def _embedded(self, maps: Maps, positions: jax.Array) -> jax.Array:
+        features = embed(maps, self.scale)
+        return features.reshape(-1, features.shape[-1])[positions]
 
-    Returns:
-      (S,) bool.
-    """
-    features = _embedded(maps, params["scale"], positions)
-    nearest = params["bank"][jnp.argmin(_squared_to_bank(params, features), axis=-1)]
-    return ~jnp.any(jnp.all(local["candidates"] == nearest[:, None], axis=-1), axis=-1)
+    def _to_bank(self, features: jax.Array) -> jax.Array:
+        """All squared distances, (S, B), by one matrix product; clamped at zero."""
+        products = jnp.matmul(features, self.bank.T, precision="highest")
+        lengths = jnp.sum(jnp.square(features), axis=-1, keepdims=True)
+        return jnp.maximum(lengths - 2 * products + self.norm, 0.0)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from f2pad_jax.data.images import normalize
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.detectors import Detector, get_detector
 from f2pad_jax.fitting import Model, score_maps
 from f2pad_jax.networks.extractor import Extractor

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from skimage.filters import threshold_otsu, threshold_triangle
 
-from f2pad_jax.data.images import denormalize, normalize
+from f2pad_jax.core.pixels import denormalize, normalize
 from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.fitting import Model, score_maps

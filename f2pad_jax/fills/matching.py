@@ -7,7 +7,7 @@ region's border is evened out by a harmonic membrane, as in seamless cloning (P�
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import jax
@@ -16,11 +16,13 @@ import numpy as np
 from jax.scipy.ndimage import map_coordinates
 from scipy.ndimage import distance_transform_edt
 
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.fills.harmonic import harmonic_fill
 
 COARSE = 4  # pixels per cell of the search grid
 REFINED = 4  # candidates that are aligned finely
 RING = 12.0  # pixels over which the weight of the surroundings falls by 1/√e
+BATCH = 8  # normal pictures that are transformed or compared at a time
 FAR = 0.02  # weight of pixels far from the region, which settles a part's pose
 
 
@@ -37,14 +39,52 @@ def _pool(images: jax.Array) -> jax.Array:
     return cut.reshape(shape).mean((-4, -2))
 
 
+class Normals:
+    """Normal training pictures, and what searches among them need, which is made when it is first used.
+
+    Args:
+      pictures: uint8 RGB (N, S, S, 3).
+    """
+
+    def __init__(self, pictures: np.ndarray) -> None:
+        self.pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    @cached_property
+    def spectra(self) -> jax.Array:
+        """Transforms of the coarse pictures' three colours and of their squared length, (N, 4, 2h, h + 1) complex64."""
+        # A few at a time: all of them as floats would be many times as large as what is kept.
+        chunks = [self.pictures[first : first + BATCH] for first in range(0, len(self), BATCH)]
+        return jnp.concatenate([_spectra(normalize(chunk)) for chunk in chunks])
+
+    def turned(self, index: int, quarters: int) -> np.ndarray:
+        """One picture, (S, S, 3) float32, ImageNet-normalised, turned by so many quarters."""
+        return normalize(np.rot90(self.pictures[index], quarters))
+
+
 @jax.jit
-def search(image: jax.Array, weight: jax.Array, normals: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _spectra(pictures: jax.Array) -> jax.Array:
+    small = _pool(pictures)
+    planes = jnp.concatenate([small, jnp.sum(jnp.square(small), axis=-1, keepdims=True)], axis=-1)
+    return _transform(jnp.moveaxis(planes, -1, 1))
+
+
+def _transform(planes: jax.Array) -> jax.Array:
+    """Of planes (..., h, w), padded to twice their size so that shifts do not wrap."""
+    height, width = planes.shape[-2:]
+    return jnp.fft.rfft2(planes, (2 * height, 2 * width))
+
+
+@jax.jit
+def search(image: jax.Array, weight: jax.Array, spectra: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The best translation of every quarter turn of every normal picture, to the coarse grid.
 
     Args:
       image: (H, W, 3) with H = W, ImageNet-normalised.
       weight: (H, W), zero where the picture is to be replaced.
-      normals: (N, H, W, 3).
+      spectra: of `Normals`, (N, 4, 2h, h + 1).
 
     Returns:
       cost (4, N): weighted mean squared difference; shift (4, N, 2): rows and columns, in pixels, such that
@@ -54,37 +94,59 @@ def search(image: jax.Array, weight: jax.Array, normals: jax.Array) -> tuple[jax
     wanted = _pool((weight == 0).astype(jnp.float32)[..., None])[..., 0]
     # Colours are averaged over the pixels that count, so the region does not bleed into its border cells.
     colours = _pool(image * weight[..., None]) / jnp.maximum(mass, 1e-6)[..., None]
-    height, width = mass.shape
+    planes = jnp.concatenate([jnp.moveaxis(colours * mass[..., None], -1, 0), mass[None]])
+    length = mass * jnp.sum(jnp.square(colours), axis=-1)
+
+    def one_turn(quarters: int) -> tuple[jax.Array, jax.Array]:
+        # The picture is turned back in place of every normal picture: the same comparisons, a quarter of the memory.
+        def back(plane: jax.Array) -> jax.Array:
+            return jnp.rot90(plane, -quarters, axes=(-2, -1))
+
+        cost, shift = _search_upright(back(planes), back(length), back(wanted), spectra)
+        for _ in range(quarters):
+            shift = jnp.stack([-shift[:, 1], shift[:, 0]], axis=-1)
+        return cost, shift * COARSE
+
+    costs, shifts = zip(*map(one_turn, range(4)), strict=True)
+    return jnp.stack(costs), jnp.stack(shifts)
+
+
+def _search_upright(
+    planes: jax.Array, length: jax.Array, wanted: jax.Array, spectra: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Costs (N,) and shifts (N, 2), in coarse cells, of the normal pictures as they stand.
+
+    Args:
+      planes: weighted colours and the weight, (4, h, w).
+      length: weighted squared colours, (h, w).
+      wanted: which cells must be covered, (h, w).
+      spectra: (N, 4, 2h, w + 1).
+    """
+    height, width = wanted.shape
     grid = (2 * height, 2 * width)
 
-    def transform(plane):
-        return jnp.fft.rfft2(plane, grid, axes=(0, 1))
+    def correlate(first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.fft.irfft2(jnp.conj(first) * second, grid)
 
-    def correlate(first, second):
-        return jnp.fft.irfft2(jnp.conj(first) * second, grid, axes=(0, 1))
+    present = _transform(jnp.ones((height, width)))
+    queries = _transform(planes)
+    overlap = correlate(queries[3], present)
+    covered = correlate(_transform(wanted), present) > jnp.sum(wanted) - 1e-2
+    allowed = covered & (overlap > 0.7 * jnp.sum(planes[3]))
+    energy = correlate(_transform(length), present)
+    # Σ w‖x − n‖² = Σ w‖x‖² − 2 Σ w x·n + Σ w‖n‖²: the last two are one correlation.
+    weights = jnp.conj(queries) * jnp.array([-2.0, -2.0, -2.0, 1.0])[:, None, None]
 
-    linear, quadratic = transform(colours * mass[..., None]), transform(mass)
-    present = transform(jnp.ones((height, width)))
-    energy = correlate(transform(mass * jnp.sum(jnp.square(colours), axis=-1)), present)
-    overlap = correlate(quadratic, present)
-    covered = correlate(transform(wanted), present) > jnp.sum(wanted) - 1e-2
-    allowed = covered & (overlap > 0.7 * jnp.sum(mass))
-
-    def best(normal):
-        square = transform(jnp.sum(jnp.square(normal), axis=-1))
-        cross = correlate(linear, transform(normal)).sum(-1)
-        cost = (energy - 2 * cross + correlate(quadratic, square)) / jnp.maximum(overlap, 1e-6)
-        cost = jnp.where(allowed, cost, jnp.inf)
+    def best(normal: jax.Array) -> tuple[jax.Array, jax.Array]:
+        cost = energy + jnp.fft.irfft2(jnp.sum(weights * normal, axis=0), grid)
+        cost = jnp.where(allowed, cost / jnp.maximum(overlap, 1e-6), jnp.inf)
         flat = jnp.argmin(cost)
         row, column = flat // grid[1], flat % grid[1]
         row = jnp.where(row >= height, row - grid[0], row)
         column = jnp.where(column >= width, column - grid[1], column)
-        return cost.reshape(-1)[flat], jnp.stack([row, column]) * COARSE
+        return cost.reshape(-1)[flat], jnp.stack([row, column])
 
-    small = _pool(normals)
-    turned = jnp.stack([jnp.rot90(small, k, axes=(1, 2)) for k in range(4)])
-    cost, shift = jax.lax.map(best, turned.reshape((-1,) + small.shape[1:]), batch_size=8)
-    return cost.reshape(4, -1), shift.reshape(4, -1, 2)
+    return jax.lax.map(best, spectra, batch_size=BATCH)
 
 
 def _moved(picture: jax.Array, pose: jax.Array) -> jax.Array:
@@ -141,13 +203,13 @@ class Match(NamedTuple):
     error: float  # root of the weighted mean squared difference, in normalised colour; infinite without a match
 
 
-def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) -> Match:
+def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Match:
     """Fills a region from the normal picture that matches its surroundings best.
 
     Args:
       image: x, (H, W, 3) float32 with H = W, ImageNet-normalised.
       region: (H, W) bool, the pixels to replace.
-      normals: (N, H, W, 3) float32 training pictures; the image's own source must not be among them.
+      normals: training pictures; the image's own source must not be among them.
 
     Returns:
       The match. Where the region leaves too little to compare, the harmonic fill with an infinite error.
@@ -155,13 +217,13 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: np.ndarray) ->
     if not region.any():
         return Match(image.copy(), 0.0)
     weight = surroundings_weight(region)
-    cost, shift = (np.asarray(a) for a in search(image, weight, normals))
+    cost, shift = (np.asarray(a) for a in search(image, weight, normals.spectra))
     order = np.argsort(cost, axis=None)[:REFINED]
     best, lowest = None, np.inf
     for turn, index in zip(*np.unravel_index(order, cost.shape), strict=True):
         if not np.isfinite(cost[turn, index]):
             continue
-        moved, error = align(image, weight, np.rot90(normals[index], turn).copy(), shift[turn, index])
+        moved, error = align(image, weight, normals.turned(index, turn), shift[turn, index])
         if float(error) < lowest:
             best, lowest = np.asarray(moved), float(error)
     if best is None:

@@ -1,7 +1,5 @@
 """Adan as its authors wrote it (Xie et al., arXiv 2208.06677; sail-sg/Adan, `adan.py`)."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import jax

@@ -1,4 +1,4 @@
-"""Pictures of any size through a model of one size, and files through to files."""
+"""Picture files through to files of results."""
 
 from __future__ import annotations
 
@@ -9,59 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from f2pad_jax import report
-from f2pad_jax.data.images import read_image, resize_image, resize_mask, write_png
+from f2pad_jax.data.images import read_image, write_png
 from f2pad_jax.errors import InputError
-from f2pad_jax.growing import segment_growing
+from f2pad_jax.model import Model
 from f2pad_jax.output import write_bytes
-from f2pad_jax.pipeline import Model, Segmentation, segment_many
-from f2pad_jax.pipeline import segment as segment_square
-
-GROUP = 32  # pictures that are in memory and solved at a time
-
-
-def segment(model: Model, image: np.ndarray) -> Segmentation:
-    """Finds the anomaly of a picture of any size; the work is done at the model's size.
-
-    Args:
-      model: as fitted or tuned.
-      image: uint8 RGB (H, W, 3).
-
-    Returns:
-      Everything at the size of the picture: masks by nearest neighbour, the score map bilinearly. The
-      recovered n* equals the picture outside the mask.
-
-    Raises:
-      InputError: not such an array.
-    """
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[-1] != 3 or 0 in image.shape:
-        raise InputError(f"the picture is {image.dtype} {image.shape}", hint="give uint8 RGB, (H, W, 3)")
-    return _at_size_of(segment_square(model, resize_image(image, (model.size, model.size))), image)
-
-
-def _segment_growing(model: Model, images: np.ndarray) -> list[Segmentation]:
-    return [growth.result for growth in segment_growing(model, images)]
-
-
-def _at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
-    """A result at the model's size, at the size of its picture."""
-    shape = (image.shape[0], image.shape[1])
-    if shape == result.mask.shape:
-        return result
-    mask = resize_mask(result.mask, shape)
-    normal = np.where(mask[..., None], resize_image(result.normal, shape), image)
-    scores = Image.fromarray(result.score_map.astype(np.float32)).resize(shape[::-1], Image.Resampling.BILINEAR)
-    return result._replace(
-        mask=mask,
-        normal=normal,
-        anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=resize_mask(result.initial_mask, shape),
-        score_map=np.asarray(scores),
-    )
+from f2pad_jax.segmentation import GROUP, Segmentation, segment
 
 
 def segment_files(
@@ -94,12 +49,12 @@ def segment_files(
     if any(path.parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, hint="name another folder")
     records: list[dict[str, Any]] = []
-    stems, solve = output_stems(paths), _segment_growing if grow else segment_many
+    stems = output_stems(paths)
     try:
         with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
             for first in range(0, len(paths), GROUP):
                 group = slice(first, first + GROUP)
-                records += _segment_group(model, paths[group], out, stems[group], solve, on_failure)
+                records += _segment_group(model, paths[group], out, stems[group], grow=grow, on_failure=on_failure)
                 bar.update(len(paths[group]))
     finally:  # what was done before an interruption is on record as well
         write_bytes(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
@@ -145,7 +100,8 @@ def _segment_group(
     paths: Sequence[Path],
     out: Path,
     stems: Sequence[str],
-    solve: Callable[[Model, np.ndarray], Sequence[Segmentation]],
+    *,
+    grow: bool,
     on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Pictures that are solved together, and their records in the order given."""
@@ -162,9 +118,8 @@ def _segment_group(
         except InputError as error:
             fail(place, error)
     if images:
-        squares = np.stack([resize_image(image, (model.size, model.size)) for image in images.values()])
-        for (place, image), square in zip(images.items(), solve(model, squares), strict=True):
-            result = _at_size_of(square, image)
+        results = segment(model, list(images.values()), grow=grow)
+        for (place, image), result in zip(images.items(), results, strict=True):
             try:
                 records[place] |= _write_result(model, paths[place], image, result, out, stems[place])
             except InputError as error:

@@ -4,15 +4,14 @@ The weights depend on the test image alone. Computed once, they make (13) a fixe
 convolution: the same linear map of the gradient in every iteration.
 """
 
-from __future__ import annotations
-
 import math
-from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 from jax import lax
+from jaxtyping import Array, Float
 
 ROWS = 16  # of a block that `share` works on at a time
 NEGLIGIBLE = 1e-7  # relative to the pixel's own weight; float32 resolves no less
@@ -20,8 +19,7 @@ NEGLIGIBLE = 1e-7  # relative to the pixel's own weight; float32 resolves no les
 Offsets = tuple[tuple[int, int], ...]
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@struct.dataclass
 class Sharing:
     """The linear map of Eq. (13) for one image; `vmap` stacks its weights.
 
@@ -30,8 +28,8 @@ class Sharing:
       offsets: the K rows and columns from a pixel to its neighbours, row-major; static.
     """
 
-    weights: jax.Array
-    offsets: Offsets = field(metadata={"static": True})
+    weights: Float[Array, "h k w"]
+    offsets: Offsets = struct.field(pytree_node=False)
 
 
 def neighbourhood(radius: int, sigma_space: float) -> Offsets:
@@ -46,7 +44,7 @@ def neighbourhood(radius: int, sigma_space: float) -> Offsets:
 
 
 def sharing_weights(
-    image: jax.Array, *, radius: int = 5, sigma_space: float = 1.1, sigma_colour: float = 3.0
+    image: Float[Array, "h w 3"], *, radius: int = 5, sigma_space: float = 1.1, sigma_colour: float = 3.0
 ) -> Sharing:
     """Weights w of Eq. (14), which add up to one over the neighbourhood of each pixel.
 
@@ -72,7 +70,7 @@ def sharing_weights(
     return Sharing(stacked / jnp.sum(stacked, axis=1, keepdims=True), offsets)
 
 
-def share(gradient: jax.Array, sharing: Sharing) -> jax.Array:
+def share(gradient: Float[Array, "h w c"], sharing: Sharing) -> Float[Array, "h w c"]:
     """Eq. (13): each pixel's gradient becomes the weighted mean of its neighbours' gradients.
 
     Args:

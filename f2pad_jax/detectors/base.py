@@ -1,0 +1,88 @@
+"""What a detector is: a pytree class, whose type decides which code runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol, Self, get_type_hints, runtime_checkable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from f2pad_jax.errors import InputError
+
+Maps = tuple[jax.Array, ...]  # of one picture: (H_k, W_k, C_k), finest first
+Arrays = dict[str, Any]  # nested dicts of arrays
+Facts = dict[str, Any]  # plain data for JSON
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """A fitted detector, a `flax.struct` dataclass; `detectors.DETECTORS` lists the classes.
+
+    A class of one's own with these members works everywhere: add it to that table.
+    """
+
+    name: ClassVar[str]  # as on the command line
+    level: ClassVar[int]  # index of the feature map whose grid the scores lie on
+    anchored: ClassVar[bool]  # whether `localize` looks at the features of n⁽⁰⁾, not at their shapes alone
+
+    @classmethod
+    def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:
+        """Learns normal features, (N, H_k, W_k, C_k) each, finest first.
+
+        Further keyword arguments are the options of `f2pad fit --option NAME=VALUE`.
+        """
+        ...
+
+    def score(self, maps: Maps) -> Float[Array, "h w"]:
+        """The detector's own score map, unsmoothed."""
+        ...
+
+    def summands(self, maps: Maps) -> Float[Array, "h w"]:
+        """The s_ij that l_n adds up, Eq. (4), (6) or (7)."""
+        ...
+
+    def localize(self, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Any:
+        """What `local_scores` needs at some positions, a pytree.
+
+        Args:
+          maps: features of n⁽⁰⁾.
+          positions: (S,) int32 in row-major order on the grid of `level`.
+          coarser: of each coarser map the cells in which the positions lie, (S_k,) int32; all of them by default.
+        """
+        ...
+
+    def local_scores(self, local: Any, maps: Maps) -> Float[Array, " s"]:
+        """`summands` at the positions of `localize`."""
+        ...
+
+    def state(self) -> tuple[Arrays, Facts]:
+        """All that is needed to make it again: arrays in nested dicts, and plain data."""
+        ...
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
+        """The inverse of `state`."""
+        ...
+
+
+def options_of(detector: type[Detector]) -> dict[str, Any]:
+    """The options of a detector's `fit`: names and types."""
+    hints = get_type_hints(detector.fit)
+    names = inspect.signature(detector.fit).parameters
+    return {name: hints.get(name, str) for name in names if name not in ("maps", "seed")}
+
+
+def check_options(detector: type[Detector], options: Mapping[str, Any]) -> None:
+    """Makes sure that a detector's `fit` takes these options.
+
+    Raises:
+      InputError: names the first that it does not.
+    """
+    known = options_of(detector)
+    for name in options:
+        if name not in known:
+            hint = f"its options are {', '.join(known)}" if known else "it has no options"
+            raise InputError(f"{detector.name} has no option {name!r}", hint=hint)

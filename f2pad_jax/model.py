@@ -1,0 +1,202 @@
+"""A fitted model: the energy of its pictures, and what turns a score map into a region."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, get_args, get_type_hints
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import ndimage
+from tqdm import tqdm
+
+from f2pad_jax.core import Energy, Scales, Settings
+from f2pad_jax.core.pixels import normalize
+from f2pad_jax.detectors import Detector, Maps
+from f2pad_jax.errors import InputError
+from f2pad_jax.fills import Inpainter, Normals
+from f2pad_jax.networks.extractor import Extractor
+
+BATCH = 8  # pictures whose features are computed together, where there are more than one
+SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Procedure:
+    """The choices of Algorithm 1 around the solve; `Settings` has those of the solve.
+
+    Attributes:
+      components: Gaussians of the pixel mixture; used when fitting.
+      dilation: pixels by which the region is enlarged.
+      largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
+        reach 0.13.
+      start: n⁽⁰⁾: "image" (x itself), the name of one of `fills.FILLS`, or "auto": the matching fill where it is
+        trusted, else x.
+      trusted: error of the matching fill in the region's surroundings up to which it is trusted, normalised colour.
+      sharing: whether neighbours share the ‖a‖ by which the proximal map decides, in solves that start from a fill.
+      smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
+      cleaning: of the mask, "dots" (removes connected pieces of at most 8 pixels, keeps thin scratches) or
+        "opening" (3 × 3, the paper's).
+      refine: iterations of the re-estimation of n on the final mask.
+    """
+
+    components: int = 8
+    dilation: int = 4
+    largest: float = 0.25
+    start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
+    trusted: float = 0.7
+    sharing: bool = True
+    smallest: float = 0.0
+    cleaning: Literal["dots", "opening"] = "dots"
+    refine: int = 20
+
+
+def check_procedure(procedure: Procedure) -> None:
+    """Makes sure that every choice is one of those there are.
+
+    Raises:
+      InputError: names the first that is not.
+    """
+    for name, hint in get_type_hints(Procedure).items():
+        choices, value = get_args(hint), getattr(procedure, name)
+        if choices and value not in choices:
+            raise InputError(f"{name} is {value!r}", where="procedure", hint=f"choose one of {', '.join(choices)}")
+
+
+def paper_settings() -> tuple[Settings, Procedure]:
+    """The choices of arXiv 2407.06519 where they differ from the defaults, as far as they can be expressed.
+
+    Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; step sizes are those of Eq. (15);
+    neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from a smooth fill (the paper's
+    masked autoencoder needs an inpainter) without warm-up, and takes 1200 iterations at most. α1, β0, the number of Gaussians
+    and the base of the step size are not given there, and no threshold either.
+
+    Not the paper's even so: the paper stops at the first iteration that brings too little, but Adan's first step
+    may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the
+    second, lower threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the
+    tolerance are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen
+    on synthetic anomalies; n is re-estimated from the matching fill.
+    """
+    settings = Settings(
+        rate=0.003,
+        rise=1.0,
+        warm_up=0,
+        limit=1200,
+        tolerance=2e-5,
+        patience=10,
+        proximal=False,
+        adaptive=True,
+        share_gradient=True,
+    )
+    return settings, Procedure(start="harmonic", smallest=0.45, cleaning="opening")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A fitted detector with all that the refinement needs.
+
+    Attributes:
+      energy: extractor, detector, colours of normal pixels and penalty: what the solver takes.
+      settings: numbers of the solve.
+      procedure: choices around it.
+      scales: typical values of the terms on `held_out`.
+      size: side S of the pictures it works on, in pixels.
+      threshold: of the detector's score map, which gives m⁽⁰⁾.
+      region_threshold: lower one, above which pixels are free in the solve.
+      normals: the detector's training pictures; fills take their material from them.
+      held_out: normal pictures that the detector has not seen, uint8 (K, S, S, 3).
+      tuned_on: "default", "synthetic-validation" or "oracle".
+      seed: of the fit.
+      inpainter: masked autoencoder for the start "autoencoder".
+    """
+
+    energy: Energy
+    settings: Settings
+    procedure: Procedure
+    scales: Scales
+    size: int
+    threshold: float
+    region_threshold: float
+    normals: Normals
+    held_out: np.ndarray
+    tuned_on: str
+    seed: int
+    inpainter: Inpainter | None = None
+
+    @property
+    def extractor(self) -> Extractor:
+        """The frozen network."""
+        return self.energy.extractor
+
+    @property
+    def detector(self) -> Detector:
+        """What was learned of normal features."""
+        return self.energy.detector
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Strides of the detector's grid and of the coarser maps that it uses, in pixels."""
+        return tuple(self.extractor.strides[self.detector.level :])
+
+
+class Sight(NamedTuple):
+    """What one pass through the extractor tells of a picture.
+
+    Attributes:
+      image: x, (S, S, 3) float32, ImageNet-normalised.
+      maps: its features, finest first.
+      scores: the detector's smoothed score map, (S, S) float32.
+      typical: median of the summands of l_n, ().
+    """
+
+    image: np.ndarray
+    maps: Maps
+    scores: np.ndarray
+    typical: jax.Array
+
+
+@jax.jit
+def apply_extractor(extractor: Extractor, images: jax.Array) -> tuple[jax.Array, ...]:
+    """Feature maps of ImageNet-normalised pictures (B, S, S, 3), compiled once per shape."""
+    return extractor(images)
+
+
+def features(extractor: Extractor, images: np.ndarray, *, title: str | None = None) -> tuple[np.ndarray, ...]:
+    """Feature maps of uint8 pictures (N, S, S, 3): one (N, H_k, W_k, C_k) array per map, finest first."""
+    batch = min(BATCH, len(images))
+    chunks = []
+    for first in tqdm(range(0, len(images), batch), desc=title, leave=False, disable=None if title else True):
+        chunk = images[first : first + batch]
+        # The last batch is filled up: one shape, one compilation.
+        padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
+        maps = apply_extractor(extractor, normalize(padded))
+        chunks.append([np.asarray(m)[: len(chunk)] for m in maps])
+    return tuple(np.concatenate(level) for level in zip(*chunks, strict=True))
+
+
+@partial(jax.jit, static_argnames="size")
+def _scores(detector: Detector, maps: Maps, *, size: int) -> tuple[jax.Array, jax.Array]:
+    return (
+        jax.image.resize(detector.score(maps), (size, size), "bilinear"),
+        jnp.median(detector.summands(maps)),
+    )
+
+
+def look(model: Model, images: np.ndarray) -> list[Sight]:
+    """Features and scores of uint8 pictures (N, S, S, 3): the one pass before a solve."""
+    if not len(images):
+        return []
+    maps, pixels = features(model.extractor, images), normalize(images)
+    sights = []
+    for index, image in enumerate(pixels):
+        own = tuple(m[index] for m in maps)
+        scores, typical = _scores(model.detector, own, size=model.size)
+        sights.append(Sight(image, own, ndimage.gaussian_filter(np.asarray(scores), SMOOTHING), typical))
+    return sights
+
+
+def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
+    """The detector's smoothed score maps of uint8 pictures (N, S, S, 3): (N, S, S) float32."""
+    return np.stack([sight.scores for sight in look(model, images)])
