@@ -8,25 +8,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
 from f2pad_jax import metrics
-from f2pad_jax.data.images import resize_image, resize_mask
 from f2pad_jax.evaluation import gap_closed
+from f2pad_jax.tiles import BACKBONE, REFINED, Tile, draw_tiles
 
-TILE = 1.3  # height of a picture, inches
-GAP = 0.05  # between pictures, inches
 LABEL = 24  # characters that fit beside a row
-DPI = 200  # twice what a page shows, so that outlines stay sharp
-BACKBONE, REFINED = "#ff9f1c", "#16c79a"  # fills of the two masks
-
-_LABEL, _HEAD = 0.24, 0.23  # margins for the labels of rows and the names of columns, inches
-_HEAT = colormaps["inferno"]
+COLUMNS = ("input", "truth", "backbone map", "backbone mask", "F2PAD mask", "recovered n*", "anomaly a")
 
 
 class Row(NamedTuple):
@@ -53,14 +44,6 @@ class Row(NamedTuple):
     truth: np.ndarray | None = None
 
 
-class _Tile(NamedTuple):
-    name: str
-    picture: np.ndarray  # uint8 (h, w, 3)
-    fill: np.ndarray | None = None
-    colour: str = "black"
-    badge: str = ""
-
-
 def draw(rows: Sequence[Row]) -> Figure:
     """A grid with one row per image: input, truth, backbone map and mask, F2PAD mask, n* and a.
 
@@ -69,33 +52,10 @@ def draw(rows: Sequence[Row]) -> Figure:
     the shape of their image.
     """
     known = any(row.truth is not None for row in rows)
-    lines = [[tile for tile in _tiles(row) if known or tile.name != "truth"] for row in rows]
-    widths = np.max([[TILE * tile.picture.shape[1] / tile.picture.shape[0] for tile in line] for line in lines], 0)
-    width = _LABEL + widths.sum() + GAP * len(widths)
-    height = _HEAD + len(rows) * (TILE + GAP)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    for index, (row, line) in enumerate(zip(rows, lines, strict=True)):
-        bottom = height - _HEAD - (index + 1) * TILE - index * GAP
-        middle = (bottom + TILE / 2) / height
-        figure.text(
-            _LABEL / 2 / width,
-            middle,
-            row.label if len(row.label) <= LABEL else f"…{row.label[1 - LABEL :]}",
-            rotation=90,
-            ha="center",
-            va="center",
-            fontsize=7,
-            color="0.25",
-        )
-        left = _LABEL
-        for tile, span in zip(line, widths, strict=True):
-            axes = figure.add_axes((left / width, bottom / height, span / width, TILE / height))
-            _paint(axes, tile, None if tile.name in ("input", "recovered n*", "anomaly a") else row.truth)
-            if index == 0:
-                axes.set_title(tile.name, fontsize=8, pad=3)
-            left += span + GAP
-    return figure
+    columns = [name for name in COLUMNS if known or name != "truth"]
+    tiles = [[tile for tile, name in zip(_tiles(row), COLUMNS, strict=True) if name in columns] for row in rows]
+    labels = [row.label if len(row.label) <= LABEL else f"…{row.label[1 - LABEL :]}" for row in rows]
+    return draw_tiles(tiles, columns=columns, labels=labels)
 
 
 def png(figure: Figure) -> bytes:
@@ -144,33 +104,18 @@ def _mean(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _tiles(row: Row) -> Iterator[_Tile]:
-    side = round(TILE * DPI)
-    height, width = row.image.shape[:2]
-    shape = (side, max(1, round(side * width / height)))
-    image = resize_image(row.image, shape)
-    # Fills stand out best on a pale grey picture.
-    grey = np.repeat(image.mean(axis=-1, keepdims=True) * 0.6 + 80, 3, axis=-1).astype(np.uint8)
-    found, refined = resize_mask(row.initial_mask, shape), resize_mask(row.mask, shape)
+def _tiles(row: Row) -> list[Tile]:
+    """The columns of a row."""
     difference = row.image.astype(np.int16) - row.normal
-
-    yield _Tile("input", image)
-    empty = np.zeros((*shape, 3), np.uint8)
-    yield _Tile(
-        "truth",
-        empty if row.truth is not None else np.full_like(empty, 255),
-        _sized(row.truth, shape),
-        "white",
-    )
-    yield _Tile("backbone map", resize_image(_heat(row.score_map, row.threshold), shape))
-    yield _Tile("backbone mask", grey, found, BACKBONE, _agreement(row.initial_mask, row.truth))
-    yield _Tile("F2PAD mask", grey, refined, REFINED, _agreement(row.mask, row.truth))
-    yield _Tile("recovered n*", resize_image(row.normal, shape))
-    yield _Tile("anomaly a", resize_image((128 + difference / 2).clip(0, 255).astype(np.uint8), shape))
-
-
-def _sized(mask: np.ndarray | None, shape: tuple[int, int]) -> np.ndarray | None:
-    return None if mask is None else resize_mask(mask, shape)
+    return [
+        Tile(row.image),
+        Tile(row.image, row.truth) if row.truth is not None else Tile(np.full_like(row.image, 255)),
+        Tile(_heat(row.score_map, row.threshold), truth=row.truth),
+        Tile(row.image, row.initial_mask, BACKBONE, row.truth, _agreement(row.initial_mask, row.truth)),
+        Tile(row.image, row.mask, REFINED, row.truth, _agreement(row.mask, row.truth)),
+        Tile(row.normal),
+        Tile((128 + difference / 2).clip(0, 255).astype(np.uint8)),
+    ]
 
 
 def _agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
@@ -181,24 +126,4 @@ def _heat(scores: np.ndarray, threshold: float) -> np.ndarray:
     """The score map in colours; a map that stays below the threshold stays dark."""
     low, high = float(scores.min()), max(float(scores.max()), 1.5 * threshold)
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    return (_HEAT(scaled)[..., :3] * 255).astype(np.uint8)
-
-
-def _paint(axes: Axes, tile: _Tile, truth: np.ndarray | None) -> None:
-    shape = tile.picture.shape[:2]
-    picture = tile.picture
-    if tile.fill is not None:
-        colour = np.array(Image.new("RGB", (1, 1), tile.colour))[0, 0]
-        strength = 1.0 if tile.name == "truth" else 0.75
-        mixed = (strength * colour + (1 - strength) * picture).astype(np.uint8)
-        picture = np.where(tile.fill[..., None], mixed, picture)
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_axis_off()
-    outline = None if tile.name == "truth" else _sized(truth, (shape[0], shape[1]))
-    if outline is not None and outline.any() and not outline.all():
-        axes.contour(outline, levels=[0.5], colors="black" if tile.fill is not None else "white", linewidths=0.7)
-    if tile.badge:
-        axes.text(
-            0.03, 0.035, tile.badge, transform=axes.transAxes, fontsize=7, color="white", weight="bold",
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
-        )  # fmt: skip
+    return (colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)

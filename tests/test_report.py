@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from f2pad_jax import report
+from f2pad_jax import report, tiles
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import make_folder, write_bytes, write_json
 
@@ -56,15 +56,15 @@ def test_without_truth_nothing_is_claimed() -> None:
 def test_rows_are_equally_high_and_pictures_keep_their_shape() -> None:
     one, three = _drawn([_row()]), _drawn([_row()] * 3)
     assert one.shape[1] == three.shape[1]
-    step = (report.TILE + report.GAP) * report.DPI
+    step = (tiles.HEIGHT + tiles.GAP) * tiles.DPI
     assert three.shape[0] - one.shape[0] == pytest.approx(2 * step, abs=2)
     wide = _drawn([_row(60, 120)])
-    assert wide.shape[1] - one.shape[1] == pytest.approx(7 * report.TILE * report.DPI, abs=8)
+    assert wide.shape[1] - one.shape[1] == pytest.approx(7 * tiles.HEIGHT * tiles.DPI, abs=8)
 
 
 def test_masks_are_filled_in_their_colours() -> None:
     picture = _drawn([_row()])
-    for colour in (report.BACKBONE, report.REFINED):
+    for colour in (tiles.BACKBONE, tiles.REFINED):
         wanted = np.array(Image.new("RGB", (1, 1), colour))[0, 0].astype(int)
         # fills are three parts colour and one part grey picture
         near = (np.abs(picture - (0.75 * wanted + 0.25 * 150)) < 25).all(axis=-1)

@@ -1,0 +1,135 @@
+"""Pictures in rows with masks, outlines and captions: what draws panels, overviews and the figures of experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from f2pad_jax.data.images import resize_image, resize_mask
+
+HEIGHT = 1.3  # of a picture, inches
+GAP = 0.05  # between pictures, inches
+DPI = 200  # twice what a page shows, so that outlines stay sharp
+PAGE = (7.4, 9.8)  # width and height of the text of a page, inches
+LARGEST = 1.6  # height of a picture on a page with few of them, inches
+BACKBONE, REFINED = "#ff9f1c", "#16c79a"  # fills of the two masks
+MANY = 9  # columns from which on texts are smaller
+
+_LABEL, _HEAD, _LINE = 0.24, 0.23, 0.14  # margins for labels, names of columns and captions, inches
+
+
+class Tile(NamedTuple):
+    """One picture.
+
+    Attributes:
+      picture: uint8 (H, W, 3).
+      mask: bool (H, W), laid over the greyed picture, or where it is white over black; None for the picture alone.
+      colour: of the mask.
+      truth: bool (H, W), whose outline is drawn.
+      badge: a few words in its corner.
+      caption: a line below it.
+      box: (top, left, side) in pixels of a square to be framed.
+    """
+
+    picture: np.ndarray
+    mask: np.ndarray | None = None
+    colour: str = "white"
+    truth: np.ndarray | None = None
+    badge: str = ""
+    caption: str = ""
+    box: tuple[int, int, int] | None = None
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty white figure; inches."""
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_page(rows: Sequence[Sequence[Tile]], *, columns: Sequence[str] = (), labels: Sequence[str] = ()) -> Figure:
+    """`draw_tiles` of square pictures that are as large as fits a page."""
+    below = _LINE if _captioned(rows) else 0.0
+    across = (PAGE[0] - (_LABEL if any(labels) else 0)) / len(rows[0])
+    down = (PAGE[1] - (_HEAD if any(columns) else 0)) / len(rows) - below
+    return draw_tiles(rows, columns=columns, labels=labels, height=min(LARGEST, across - GAP, down - GAP))
+
+
+def draw_tiles(
+    rows: Sequence[Sequence[Tile]],
+    *,
+    columns: Sequence[str] = (),
+    labels: Sequence[str] = (),
+    height: float = HEIGHT,
+) -> Figure:
+    """Draws rows of pictures of one height, each in the shape of its own.
+
+    Args:
+      rows: equally long.
+      columns: name of each column, or nothing.
+      labels: beside each row, or nothing.
+      height: of the pictures, inches.
+    """
+    spans = np.max([[height * t.picture.shape[1] / t.picture.shape[0] for t in row] for row in rows], axis=0)
+    margin, head = (_LABEL if any(labels) else 0.0), (_HEAD if any(columns) else 0.0)
+    step = height + GAP + (_LINE if _captioned(rows) else 0.0)
+    whole = margin + spans.sum() + GAP * len(spans), head + len(rows) * step
+    figure = new_figure(*whole)
+    size = 6 if len(spans) >= MANY else 7
+    for number, row in enumerate(rows):
+        bottom = whole[1] - head - number * step - height
+        if any(labels):
+            place = (_LABEL / 2 / whole[0], (bottom + height / 2) / whole[1])
+            figure.text(*place, labels[number], rotation=90, ha="center", va="center", fontsize=7, color="0.25")
+        left = margin
+        for column, (tile, span) in enumerate(zip(row, spans, strict=True)):
+            axes = figure.add_axes((left / whole[0], bottom / whole[1], span / whole[0], height / whole[1]))
+            _paint(axes, tile, height)
+            if number == 0 and any(columns):
+                axes.set_title(columns[column], fontsize=size, pad=3)
+            if tile.caption:
+                place = ((left + span / 2) / whole[0], (bottom - _LINE / 2) / whole[1])
+                figure.text(*place, tile.caption, fontsize=size - 0.5, ha="center", va="center")
+            left += span + GAP
+    return figure
+
+
+def _captioned(rows: Sequence[Sequence[Tile]]) -> bool:
+    return any(tile.caption for row in rows for tile in row)
+
+
+def _paint(axes: Axes, tile: Tile, height: float) -> None:
+    scale = min(1.0, height * DPI / tile.picture.shape[0])  # matplotlib enlarges well, and does not shrink well
+    shape = round(scale * tile.picture.shape[0]), max(1, round(scale * tile.picture.shape[1]))
+    picture = resize_image(tile.picture, shape)
+    if tile.mask is not None:
+        picture = _masked(picture, resize_mask(tile.mask, shape), tile.colour)
+    axes.imshow(picture, interpolation="nearest")
+    axes.set_axis_off()
+    outline = None if tile.truth is None else resize_mask(tile.truth, shape)
+    if outline is not None and outline.any() and not outline.all():
+        axes.contour(outline, levels=[0.5], colors="black" if tile.mask is not None else "white", linewidths=0.7)
+    if tile.box is not None:
+        top, left, side = (scale * length for length in tile.box)
+        corners = np.array([0, side, side, 0, 0]), np.array([0, 0, side, side, 0])
+        axes.plot(corners[0] + left, corners[1] + top, color="white", linewidth=1)
+    if tile.badge:
+        axes.text(
+            0.03, 0.035, tile.badge, transform=axes.transAxes, fontsize=7, color="white", weight="bold",
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
+        )  # fmt: skip
+
+
+def _masked(picture: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:
+    """White masks, which are the truth, stand on black; coloured ones stand out best on a pale grey picture."""
+    fill = 255 * np.array(to_rgb(colour))
+    if colour == "white":
+        return np.where(mask[..., None], fill, 0).astype(np.uint8)
+    grey = np.repeat(picture.mean(axis=-1, keepdims=True) * 0.6 + 80, 3, axis=-1)
+    return np.where(mask[..., None], 0.75 * fill + 0.25 * grey, grey).astype(np.uint8)
