@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import NoReturn
 
 from f2pad_jax import __version__
 from f2pad_jax.errors import InputError
+from f2pad_jax.startup import prepare_jax
 
 UNUSABLE, INTERRUPTED = 2, 130
 
@@ -101,11 +101,13 @@ def parser() -> argparse.ArgumentParser:
         help="of the extractor: parity (float32), fast (TF32 on a GPU) or bf16 (parity)",
     )
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
-    fit.add_argument("--rank", type=_at_least(1), metavar="R", help="padim: keep R eigenvectors at every position")
-    fit.add_argument("--flow", type=Path, metavar="FILE", help="cflow: trained flows of CFLOW-AD or anomalib")
-    fit.add_argument("--blocks", type=_at_least(1), metavar="N", help="cflow: couplings of each flow (3; --paper: 8)")
     fit.add_argument(
-        "--checkpoint", type=Path, metavar="DIR", help="cflow: keep unfinished training here, and go on from it"
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the detector, may be repeated: padim channels, rank; patchcore ratio, limit; cflow used, "
+        "blocks, flow (a file of trained flows), checkpoint (a folder for unfinished training), epochs, rate",
     )
     fit.add_argument(
         "--inpainter",
@@ -154,6 +156,11 @@ def parser() -> argparse.ArgumentParser:
         "--oracle", action="store_true", help="first tune on these very test pictures, as the paper does"
     )
     weights(evaluate)
+
+    export = command("export", "write a model in a form that other programs read")
+    export.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
+    out(export, "FILE", "the file; its ending says the form: .stablehlo")
+    weights(export)
 
     experiment = command("experiment", "make a table or figure of the paper's case study, or join what was made")
     experiment.add_argument(
@@ -207,8 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 on success, 2 where input was unusable (one line on stderr), 130 after an interruption.
     """
     arguments = parser().parse_args(argv)
-    # On a CPU pictures are solved side by side, one on each core; read when jax starts.
-    os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
+    prepare_jax()
     try:
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 

@@ -5,34 +5,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from tqdm import tqdm
 
 from f2pad_jax import report
 from f2pad_jax.checkpoint import check_target, is_checkpoint
-from f2pad_jax.data.folder import list_images, load_images, load_tests, open_category
-from f2pad_jax.data.synthesize import synthesize_category
-from f2pad_jax.data.textures import make_textures, texture_category
-from f2pad_jax.detectors import get_detector
-from f2pad_jax.detectors.cflow import PUBLISHED_BLOCKS, maps_of_shots
+from f2pad_jax.core import Settings
+from f2pad_jax.data.layouts import list_images, load_images, load_tests, open_category
+from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
 from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
-from f2pad_jax.experiments.command import Request, experiment, join_results, merge
-from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC
-from f2pad_jax.fills.autoencoder import KIND as AUTOENCODER
-from f2pad_jax.fills.training import small_spec, train_to_folder
-from f2pad_jax.fitting import draw_shots
+from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file, plain_settings
+from f2pad_jax.fitting import draw_shots, fit
+from f2pad_jax.model import Model, Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pipeline import Model, Settings, fit
-from f2pad_jax.segmenting import panel_row, segment_files
+from f2pad_jax.picture_files import panel_row, segment_files
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
-from f2pad_jax.weights.flow_files import read_flows
 from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.weights.listing import describe, weights_table
 
@@ -44,7 +39,9 @@ OVERVIEW_ROWS = 12
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Fits, segments and measures two embedded textures."""
-    detectors = [get_detector(name).name for name in dict.fromkeys(arguments.detector or ["patchcore"])]
+    from f2pad_jax.data.textures import texture_category
+
+    detectors = [detector_class(name).name for name in dict.fromkeys(arguments.detector or ["patchcore"])]
     out = _results_folder(arguments.out)
     extractor = load_extractor("efficientnet_lite0")
     runs, rows = [], []
@@ -63,6 +60,9 @@ def run_demo(arguments: argparse.Namespace) -> int:
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
     """Makes a data set with exact masks."""
+    from f2pad_jax.data.synthesize import synthesize_category
+    from f2pad_jax.data.textures import make_textures
+
     if arguments.normals == Path("textures") and not arguments.normals.exists():
         if arguments.masks or arguments.structural:
             raise InputError("textures take neither --masks nor --structural", hint="leave them out")
@@ -82,14 +82,12 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
-    detector = get_detector(arguments.detector)
-    options = _flow_options(arguments) if detector.name == "cflow" else {}
-    if detector.name != "cflow" and (arguments.flow or arguments.checkpoint or arguments.blocks):
-        raise InputError(f"{detector.name} takes none of --flow, --checkpoint, --blocks", hint="leave them out")
-    if arguments.rank is not None:
-        if detector.name != "padim":
-            raise InputError(f"{detector.name} takes no --rank", hint="leave it out")
-        options["rank"] = arguments.rank
+    detector = detector_class(arguments.detector)
+    options = parse_options(detector, arguments.option)
+    settings, procedure = Settings(), Procedure()
+    if arguments.paper:
+        settings, procedure = paper_settings()
+        options = dict(detector.published) | options
     check_target(arguments.out, kind="model")
     paths = open_category(arguments.dataset, need_test=False).train
     if arguments.shots is not None:
@@ -105,13 +103,13 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if failures:
         raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
-    settings = Settings.paper() if arguments.paper else Settings()
     model = fit(
         images,
         detector=detector.name,
         extractor=extractor,
         seed=arguments.seed,
-        settings=settings._replace(start="autoencoder") if inpainter else settings,
+        settings=settings,
+        procedure=replace(procedure, start="autoencoder") if inpainter else procedure,
         options=options,
         inpainter=inpainter,
     )
@@ -125,6 +123,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
 
 def run_train_mae(arguments: argparse.Namespace) -> int:
     """Trains a small masked autoencoder on `train/good` of a category."""
+    from f2pad_jax.fills.autoencoder import KIND as AUTOENCODER
+    from f2pad_jax.fills.training import small_spec, train_to_folder
+
     small_spec(arguments.size)
     check_target(arguments.out, kind=AUTOENCODER)
     paths = open_category(arguments.dataset, need_test=False).train
@@ -149,7 +150,8 @@ def run_tune(arguments: argparse.Namespace) -> int:
         oracle = (images, masks)
     tuned = tune(model, seed=arguments.seed, oracle=oracle)
     save_model(tuned, arguments.out)
-    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {tuned.settings}")
+    chosen = {name: plain_settings(tuned)[name] for name in ("alpha1", "beta0", "components")}
+    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {chosen}")
     return DONE
 
 
@@ -182,6 +184,8 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 
 def run_experiment(arguments: argparse.Namespace) -> int:
     """Makes a table or figure of the paper's case study, or joins shares of one, or pages about several."""
+    from f2pad_jax.experiments.command import Request, experiment, join_results, merge
+    from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC
 
     def fail(line: str) -> None:
         _complain(InputError(line))
@@ -209,6 +213,16 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         jobs=arguments.jobs,
     )
     return DONE if experiment(request, on_failure=fail, say=print) else UNUSABLE
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Writes a model in a form that other programs read."""
+    from f2pad_jax.export import export
+
+    model = load_model(arguments.model, weights=arguments.weights)
+    export(model, arguments.out)
+    print(f"{arguments.out}: {model.detector.name} on {model.extractor.name}")
+    return DONE
 
 
 def run_weights(arguments: argparse.Namespace) -> int:
@@ -239,22 +253,34 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "tune": run_tune,
     "segment": run_segment,
     "evaluate": run_evaluate,
+    "export": run_export,
     "experiment": run_experiment,
     "weights": run_weights,
 }
 
 
-def _flow_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `fit` is asked for beyond the detector's defaults; with few pictures two maps, as in the paper."""
-    if arguments.flow is not None:
-        if arguments.checkpoint is not None or arguments.blocks is not None:
+def parse_options(detector: type[Detector], texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a detector's `fit` from texts such as "rank=32", by the types that it declares.
+
+    Raises:
+      InputError: a text has no "=", or the detector has no such option, or not with such a value.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise InputError(f"--option {name} has no value", hint="write NAME=VALUE")
+    options = {name: value for name, _, value in pairs}
+    check_options(detector, options)
+    types = options_of(detector)
+    for name, value in options.items():
+        try:
+            options[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
             raise InputError(
-                "imported flows are not trained", where=arguments.flow, hint="leave --checkpoint and --blocks out"
-            )
-        return {"imported": read_flows(arguments.flow)}
-    options = {"used": maps_of_shots(arguments.shots), "checkpoint": arguments.checkpoint}
-    blocks = arguments.blocks or (PUBLISHED_BLOCKS if arguments.paper else None)
-    return options if blocks is None else options | {"blocks": blocks}
+                f"option {name} of {detector.name} is {value!r}", hint=reason[0].lower() + reason[1:]
+            ) from error
+    return options
 
 
 def _results_folder(path: Path) -> Path:
@@ -272,9 +298,9 @@ def _rows(
     model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray, names: Sequence[str]
 ) -> Iterator[tuple[str, report.Row]]:
     """The name of the panel's file and the row of every image."""
-    label = f"{done.run['category']} · {model.detector}"
+    label = f"{done.run['category']} · {model.detector.name}"
     for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
-        stem = f"{done.run['category']}_{model.detector}_{name.replace('/', '_')}"
+        stem = f"{done.run['category']}_{model.detector.name}_{name.replace('/', '_')}"
         yield stem, panel_row(model, label, image, result, mask)
 
 

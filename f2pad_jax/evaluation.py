@@ -110,12 +110,8 @@ def measure(
     maps = np.stack([result.score_map for result in results])
     initial = np.stack([result.initial_mask for result in results])
     refined = np.stack([result.mask for result in results])
-    f1, threshold = metrics.f1max(maps, masks)
-    backbone = _masks_record(initial, masks) | {
-        "pixel_auroc": _percent(metrics.pixel_auroc(maps, masks)),
-        "aupro": _percent(metrics.aupro(maps, masks)),
-        "f1max": _percent(f1),
-    }
+    _, threshold = metrics.f1max(maps, masks)
+    backbone = _masks_record(initial, masks) | _maps_record(maps, masks)
     f2pad = _masks_record(refined, masks)
     return {
         **facts,
@@ -157,12 +153,13 @@ def metrics_file(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _masks_record(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     shown = truths.any(axis=(1, 2))
     pairs = list(zip(found[shown], truths[shown], strict=True))
-    return {
-        "iou": _percent(np.mean([metrics.iou(*pair) for pair in pairs])),
-        "dice": _percent(np.mean([metrics.dice(*pair) for pair in pairs])),
-        "pooled_iou": _percent(metrics.pooled_iou(found, truths)),
-        "boundary_f1": _percent(np.mean([metrics.boundary_f1(*pair) for pair in pairs])),
-    }
+    means = {name: np.mean([metric(*pair) for pair in pairs]) for name, metric in metrics.MASK_METRICS.items()}
+    pooled = {name: metric(found, truths) for name, metric in metrics.POOLED_METRICS.items()}
+    return {name: _percent(value) for name, value in (means | pooled).items()}
+
+
+def _maps_record(scores: np.ndarray, truths: np.ndarray) -> dict[str, float]:
+    return {name: _percent(metric(scores, truths)) for name, metric in metrics.MAP_METRICS.items()}
 
 
 def _image_record(name: str, truth: np.ndarray, result: Segmentation) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
@@ -124,6 +126,24 @@ def aupro(scores: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> floa
     at_limit = np.interp(fpr_limit, rate, overlap)
     area = np.trapezoid(np.append(overlap[inside], at_limit), np.append(rate[inside], fpr_limit))
     return float(area / fpr_limit)
+
+
+MASK_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "iou": iou,
+    "dice": dice,
+    "boundary_f1": boundary_f1,
+}
+"""Of a mask and the truth, bool (H, W) both; `metrics.json` has the mean over pictures with a defect."""
+
+POOLED_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"pooled_iou": pooled_iou}
+"""Of all masks and all truths, bool (N, H, W) both."""
+
+MAP_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "pixel_auroc": pixel_auroc,
+    "aupro": aupro,
+    "f1max": lambda scores, masks: f1max(scores, masks)[0],
+}
+"""Of all score maps (N, H, W) and all truths; a metric of one's own is a function and a line in one of these tables."""
 
 
 def _outline(mask: np.ndarray) -> np.ndarray:

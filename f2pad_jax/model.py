@@ -70,8 +70,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
 
     Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; step sizes are those of Eq. (15);
     neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from a smooth fill (the paper's
-    masked autoencoder needs an inpainter) without warm-up, and takes 1200 iterations at most. α1, β0, the number of Gaussians
-    and the base of the step size are not given there, and no threshold either.
+    masked autoencoder needs an inpainter) without warm-up, and takes 1200 iterations at most. α1, β0, the number of
+    Gaussians and the base of the step size are not given there, and no threshold either.
 
     Not the paper's even so: the paper stops at the first iteration that brings too little, but Adan's first step
     may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the

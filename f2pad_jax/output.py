@@ -8,6 +8,8 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import platformdirs
+
 from f2pad_jax.errors import InputError
 
 
@@ -31,6 +33,11 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Writes indented JSON at once; numbers that are not finite are a fault of the program, not written."""
     write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def user_cache() -> Path:
+    """Where what can be made again is kept: the environment's F2PAD_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("F2PAD_CACHE") or platformdirs.user_cache_dir("f2pad_jax"))
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -45,8 +45,7 @@ class Scores(Protocol):
         ...
 
 
-@struct.dataclass(kw_only=True)
-class Energy:
+class Energy(struct.PyTreeNode, kw_only=True):
     """What all pictures of a model share: a pytree whose leaves are network, statistics and colours.
 
     Attributes:
@@ -62,8 +61,7 @@ class Energy:
     penalty: Penalty = LOG
 
 
-@struct.dataclass(kw_only=True)
-class Scales:
+class Scales(struct.PyTreeNode, kw_only=True):
     """Typical values of the terms on normal pictures that the detector has not seen, by which they are divided.
 
     Attributes:
@@ -77,8 +75,7 @@ class Scales:
     variation: Float[Array, ""]
 
 
-@struct.dataclass(kw_only=True)
-class Problem:
+class Problem(struct.PyTreeNode, kw_only=True):
     """One picture, and all that stays as it is while it is solved; arrays only, so `vmap` stacks it.
 
     Attributes:

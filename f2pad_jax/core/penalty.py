@@ -13,8 +13,7 @@ from jaxtyping import Array, Float
 EPSILON = 1e-4  # ε of Eq. (8)
 
 
-@struct.dataclass
-class Penalty:
+class Penalty(struct.PyTreeNode):
     """A penalty φ(‖a_ij‖) and its proximal map; both act element by element and are static.
 
     Attributes:

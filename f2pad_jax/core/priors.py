@@ -9,8 +9,7 @@ from flax import struct
 from jaxtyping import Array, Float
 
 
-@struct.dataclass
-class PixelMixture:
+class PixelMixture(struct.PyTreeNode):
     """Mixture of Gaussians over the pixels of normal pictures (Eq. 9); its weights are not used by Eq. (10).
 
     Attributes:

@@ -5,8 +5,7 @@ from flax import struct
 Number = float  # or a scalar array, where one is swept or traced
 
 
-@struct.dataclass(kw_only=True)
-class Settings:
+class Settings(struct.PyTreeNode, kw_only=True):
     """Numbers that the solver takes: a pytree whose numbers are traced, so that they may be swept under `vmap`.
 
     The booleans are static: each combination compiles a step of its own. `docs/design` tells how each default was

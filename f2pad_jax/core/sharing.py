@@ -19,8 +19,7 @@ NEGLIGIBLE = 1e-7  # relative to the pixel's own weight; float32 resolves no les
 Offsets = tuple[tuple[int, int], ...]
 
 
-@struct.dataclass
-class Sharing:
+class Sharing(struct.PyTreeNode):
     """The linear map of Eq. (13) for one image; `vmap` stacks its weights.
 
     Attributes:

@@ -38,8 +38,7 @@ class Status(enum.IntEnum):
         return ("running", "converged", "iteration limit", "non-finite")[self]
 
 
-@struct.dataclass(kw_only=True)
-class State:
+class State(struct.PyTreeNode, kw_only=True):
     """What the next step needs.
 
     Attributes:
@@ -61,8 +60,7 @@ class State:
     status: Int[Array, ""]
 
 
-@struct.dataclass
-class Info:
+class Info(struct.PyTreeNode):
     """What a person wants to read about a step.
 
     Attributes:
@@ -74,8 +72,7 @@ class Info:
     terms: Terms
 
 
-@struct.dataclass(kw_only=True)
-class Solution:
+class Solution(struct.PyTreeNode, kw_only=True):
     """The result of a solve.
 
     Attributes:

@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.measure import label
 
-from f2pad_jax.data.folder import find_images, list_images, new_folder, open_category
 from f2pad_jax.data.images import read_image, read_mask, write_png
+from f2pad_jax.data.layouts import find_images, list_images, new_folder, open_category
 from f2pad_jax.errors import InputError
 
 CONTRAST = 0.2  # least Euclidean distance between x and n inside the mask, RGB in [0, 1]

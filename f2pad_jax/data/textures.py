@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import skimage.data
 
-from f2pad_jax.data.folder import new_folder
+from f2pad_jax.data.layouts import new_folder
 from f2pad_jax.data.synthesize import cut_paste, write_category, write_manifest
 from f2pad_jax.errors import InputError
 

@@ -27,6 +27,7 @@ class Detector(Protocol):
     name: ClassVar[str]  # as on the command line
     level: ClassVar[int]  # index of the feature map whose grid the scores lie on
     anchored: ClassVar[bool]  # whether `localize` looks at the features of n⁽⁰⁾, not at their shapes alone
+    published: ClassVar[Mapping[str, Any]]  # options of `fit` as the detector's own paper has them, where others
 
     @classmethod
     def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:

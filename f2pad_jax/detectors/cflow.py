@@ -8,9 +8,9 @@ are. Its flows have eight couplings; three score as well and are smoother, so n 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +25,11 @@ from f2pad_jax.networks import flow as flows
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.weights.flow_files import read_flows
 
-BLOCKS, PUBLISHED_BLOCKS = 3, 8  # couplings of each flow, here and in the reference
+BLOCKS = 3  # couplings of each flow; the reference has 8
 FEW_SHOTS, FEW_SHOT_MAPS = 16, 2  # with 16 training pictures the F2PAD paper uses two maps
 
 
-@struct.dataclass
-class Decoder:
+class Decoder(struct.PyTreeNode):
     """The flow of one feature map.
 
     Attributes:
@@ -46,8 +45,7 @@ class Decoder:
     reference: jax.Array
 
 
-@struct.dataclass
-class LocalMap:
+class LocalMap(struct.PyTreeNode):
     """Of one map: the cells that count (S_k,), which of them a position lies in (S,), and the condition's share.
 
     Attributes:
@@ -61,8 +59,7 @@ class LocalMap:
     terms: jax.Array
 
 
-@struct.dataclass
-class CFlow:
+class CFlow(struct.PyTreeNode):
     """One decoder a map, finest first.
 
     Attributes:
@@ -74,6 +71,7 @@ class CFlow:
     name: ClassVar[str] = "cflow"
     level: ClassVar[int] = 0
     anchored: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Any]] = {"blocks": 8}
 
     decoders: tuple[Decoder, ...]
     divided: bool = struct.field(pytree_node=False, default=True)

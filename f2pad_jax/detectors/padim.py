@@ -8,9 +8,9 @@ covariance is unbiased and regularised.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -51,8 +51,7 @@ def _rows(maps: tuple[np.ndarray, ...], channels: np.ndarray, row: int) -> np.nd
     return np.concatenate(parts, axis=-1)[..., channels].transpose(1, 0, 2).astype(np.float64)
 
 
-@struct.dataclass
-class Dense:
+class Dense(struct.PyTreeNode):
     """Inverse covariances as they are.
 
     Attributes:
@@ -66,8 +65,7 @@ class Dense:
         return _product("pde,pe->pd", self.precision, delta)
 
 
-@struct.dataclass
-class LowRank:
+class LowRank(struct.PyTreeNode):
     """Inverse covariances (I − V diag(gain) Vᵀ)/ε.
 
     Attributes:
@@ -89,8 +87,7 @@ class LowRank:
 _product = partial(jnp.einsum, precision="highest")
 
 
-@struct.dataclass
-class Local:
+class Local(struct.PyTreeNode):
     """The statistics at some positions: `mean` (S, D) and `inverse` of these alone."""
 
     positions: jax.Array
@@ -98,8 +95,7 @@ class Local:
     inverse: Dense | LowRank
 
 
-@struct.dataclass
-class PaDiM:
+class PaDiM(struct.PyTreeNode):
     """One Gaussian a position, P = H_1·W_1 of them in row-major order.
 
     Attributes:
@@ -111,6 +107,7 @@ class PaDiM:
     name: ClassVar[str] = "padim"
     level: ClassVar[int] = 0
     anchored: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Any]] = {}
 
     channels: jax.Array
     mean: jax.Array

@@ -6,9 +6,9 @@ k-center coreset chosen in a random projection (amazon-science/patchcore-inspect
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -65,8 +65,7 @@ def greedy_coreset(points: jax.Array, size: int, first: jax.Array) -> jax.Array:
     return taken
 
 
-@struct.dataclass
-class Local:
+class Local(struct.PyTreeNode):
     """The candidates M_ij of Eq. (4) at some positions: `candidates` (S, M, D), `norm` (S, M) squared lengths."""
 
     positions: jax.Array
@@ -74,8 +73,7 @@ class Local:
     norm: jax.Array
 
 
-@struct.dataclass
-class PatchCore:
+class PatchCore(struct.PyTreeNode):
     """A bank of normal features.
 
     Attributes:
@@ -87,6 +85,7 @@ class PatchCore:
     name: ClassVar[str] = "patchcore"
     level: ClassVar[int] = 1
     anchored: ClassVar[bool] = True
+    published: ClassVar[Mapping[str, Any]] = {}
 
     scale: jax.Array
     bank: jax.Array

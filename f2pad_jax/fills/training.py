@@ -24,7 +24,7 @@ import optax
 from tqdm import tqdm
 
 from f2pad_jax.checkpoint import check_target, is_checkpoint, load_arrays, save_arrays
-from f2pad_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from f2pad_jax.core.pixels import MEAN, STD
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
 from f2pad_jax.networks.mae import MAESpec, patchify, position_code, reconstruct, shapes

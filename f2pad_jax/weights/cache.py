@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +9,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import platformdirs
 
 from f2pad_jax.checkpoint import is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
+from f2pad_jax.output import user_cache
 
 KIND, VERSION = "weights", 1
 
 
 def cache_folder() -> Path:
     """Where converted weights are kept: the environment's F2PAD_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("F2PAD_CACHE") or platformdirs.user_cache_dir("f2pad_jax")) / "weights"
+    return user_cache() / "weights"
 
 
 def download_folder(name: str) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2pad_jax.data.folder import (
+from f2pad_jax.data.layouts import (
     TestImage,
     find_images,
     list_images,

@@ -1,4 +1,8 @@
-"""Folders of pictures: MVTec AD's layout, plain folders, and reading many pictures at once."""
+"""Layouts of data sets, one function each, and folders of pictures.
+
+A layout of one's own is a function from a folder to a `Category`, or None where the folder is of another layout, and a
+line in `LAYOUTS`.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,15 @@ class TestImage:
 
 @dataclass(frozen=True)
 class Category:
-    """A category in MVTec AD's layout; both lists are sorted by name."""
+    """One category of a data set; both lists are sorted by name.
+
+    Attributes:
+      root: its folder.
+      name: of the category.
+      dataset: that it belongs to.
+      train: normal pictures.
+      test: pictures with and without defects; empty where there are none.
+    """
 
     root: Path
     name: str
@@ -52,7 +64,7 @@ class Category:
 
 
 def open_category(path: str | os.PathLike[str], *, need_test: bool = True) -> Category:
-    """Lists `train/good`, `test/<defect>` and `ground_truth/<defect>/<stem>_mask.png`; no picture is read.
+    """What a folder holds, by the first of `LAYOUTS` that it is of; no picture is read.
 
     Files that are hidden or carry no picture's suffix are passed over.
 
@@ -61,22 +73,38 @@ def open_category(path: str | os.PathLike[str], *, need_test: bool = True) -> Ca
       need_test: whether a category without test pictures is a fault.
 
     Raises:
-      InputError: a folder is missing or empty, a defect picture has no mask, a mask has no picture, or two
-        test pictures share a name.
+      InputError: no such folder, none of the layouts, or one that is not complete.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError("no such folder", where=root, hint="name a category's folder, such as mvtec/capsule")
-    if not (root / "train" / "good").is_dir():
+    category = next(filter(None, (layout(root) for layout in LAYOUTS.values())), None)
+    if category is None:
         raise InputError(
             "has no train/good", where=root, hint="name one category's folder; its normal pictures go there"
         )
+    if need_test and not category.test:
+        raise InputError("has no test pictures", where=root, hint="put them in test/<defect> or test/good")
+    return category
+
+
+def mvtec(root: Path) -> Category | None:
+    """MVTec AD's layout: `train/good`, `test/<defect>` and `ground_truth/<defect>/<stem>_mask.png`.
+
+    Raises:
+      InputError: a folder is empty, a defect picture has no mask, a mask has no picture, or two test pictures share
+        a name.
+    """
+    if not (root / "train" / "good").is_dir():
+        return None
     train = tuple(_filled(root / "train" / "good"))
     tests = tuple(_tests(root)) if (root / "test").is_dir() else ()
-    if need_test and not tests:
-        raise InputError("has no test pictures", where=root, hint="put them in test/<defect> or test/good")
     resolved = root.resolve()
     return Category(root, resolved.name, resolved.parent.name, train, tests)
+
+
+LAYOUTS: dict[str, Callable[[Path], Category | None]] = {"mvtec": mvtec}
+"""Layouts by name, in the order in which they are tried."""
 
 
 def read_test(case: TestImage, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
