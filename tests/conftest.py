@@ -1,4 +1,4 @@
-"""Test session: CPU, and where real data may be found."""
+"""Test session: CPU, checked shapes in the core, and where real data may be found."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from pathlib import Path
 
 import jax
 import pytest
+from jaxtyping import install_import_hook
 
-from f2pad_jax.data.textures import texture_category
-from f2pad_jax.fitting import Model, fit
-from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.weights import load_extractor
+install_import_hook("f2pad_jax.core", "checking.checked")  # of what is imported from here on
+
+from f2pad_jax.data.textures import texture_category  # noqa: E402
+from f2pad_jax.fitting import fit  # noqa: E402
+from f2pad_jax.model import Model  # noqa: E402
+from f2pad_jax.networks.extractor import Extractor  # noqa: E402
+from f2pad_jax.weights import load_extractor  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
 

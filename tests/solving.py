@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from f2pad_jax.detectors import Detector, get_detector
+from f2pad_jax.core import Energy, Problem, Scales, Settings, sharing_weights, solve
+from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
+from f2pad_jax.detectors import detector_class
+from f2pad_jax.fitting import fit_pixel_mixture
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Coefficients, FeatureLoss, Problem, Scales
-from f2pad_jax.optim import sharing_weights
-from f2pad_jax.priors import PixelMixture, fit_pixel_mixture, pixel_mixture_distances, total_variation
-from f2pad_jax.solver import Method, Rates, Solution, solve
 
 SIDE = 16
-RATES = Rates(rate=0.1, clip=5.0, damping=5.0, warm_up=10, tolerance=1e-3, patience=5)
-METHODS = [
-    Method(sparsity, step_size) for sparsity in ("proximal", "gradient") for step_size in ("constant", "adaptive")
-]
+SETTINGS = Settings(rate=0.1, rise=1.0, clip=5.0, damping=5.0, warm_up=10, tolerance=1e-3, patience=5)
+METHODS = [{"proximal": proximal, "adaptive": adaptive} for proximal in (True, False) for adaptive in (False, True)]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+run = jax.jit(solve)
 
 
 class TinySpec(NamedTuple):
@@ -68,23 +66,24 @@ REGION[3:13, 3:13] = True
 
 
 class Case(NamedTuple):
-    detector: Detector
+    energy: Energy
     problem: Problem
     start: jax.Array
     truth: np.ndarray
 
 
 @cache
-def fitted(name: str) -> tuple[dict[str, jax.Array], PixelMixture]:
+def make_energy(name: str) -> Energy:
     training = pictures(24, seed=1)
     maps = tuple(np.asarray(m) for m in tiny_extractor()(jnp.asarray(training)))
-    return get_detector(name).fit(maps, seed=0), fit_pixel_mixture(training, components=4)
+    detector = detector_class(name).fit(maps, seed=0)
+    return Energy(extractor=tiny_extractor(), detector=detector, mixture=fit_pixel_mixture(training, components=4))
 
 
 @cache
 def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int = 0) -> Case:
-    extractor, detector = tiny_extractor(), get_detector(name)
-    params, mixture = fitted(name)
+    energy = make_energy(name)
+    extractor, detector = energy.extractor, energy.detector
     truth = pictures(4, seed=2)[index]
     image = np.where(ANOMALY[..., None], ((np.array(colour) - MEAN) / STD).astype(np.float32), truth)
     grid = SIDE // extractor.strides[detector.level]
@@ -93,32 +92,15 @@ def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int
     problem = Problem(
         image=jnp.asarray(image),
         region=jnp.asarray(REGION),
-        sharing=sharing_weights(jnp.asarray(image), radius=2),
-        feature=FeatureLoss(positions, jnp.ones(grid * grid), detector.localize(params, own, positions)),
-        mixture=mixture,
+        sparsity=jnp.ones((SIDE, SIDE)),
+        local=detector.localize(own, positions),
+        present=jnp.ones(grid * grid),
         scales=Scales(
-            jnp.mean(detector.summands(params, own)),
-            jnp.mean(pixel_mixture_distances(jnp.asarray(truth), mixture)),
-            total_variation(jnp.asarray(truth)) / SIDE**2,
+            score=jnp.mean(detector.summands(own)),
+            pixel=jnp.mean(pixel_mixture_distances(jnp.asarray(truth), energy.mixture)),
+            variation=total_variation(jnp.asarray(truth)) / SIDE**2,
         ),
-        coefficients=Coefficients(jnp.float32(1.0), jnp.float32(0.3), jnp.float32(3.0)),
+        filled=jnp.bool_(False),  # noqa: FBT003
+        sharing=sharing_weights(jnp.asarray(image), radius=2),
     )
-    return Case(detector, problem, jnp.asarray(image), truth)
-
-
-@partial(jax.jit, static_argnames=("detector", "method"))
-def run(
-    extractor: Extractor,
-    start: jax.Array,
-    problem: Problem,
-    rates: Rates,
-    limit: int,
-    *,
-    detector: Detector,
-    method: Method = METHODS[0],
-) -> Solution:
-    return solve(start, problem, rates, limit, extractor=extractor, detector=detector, method=method)
-
-
-def with_beta(problem: Problem, beta: float) -> Problem:
-    return problem._replace(coefficients=problem.coefficients._replace(beta=jnp.float32(beta)))
+    return Case(energy, problem, jnp.asarray(image), truth)
