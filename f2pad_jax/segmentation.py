@@ -75,7 +75,7 @@ def segment(
     Raises:
       InputError: not such arrays.
 
-    Example:
+    Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
       >>> first, second = segment(model, [image, other])  # doctest: +SKIP
     """

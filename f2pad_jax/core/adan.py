@@ -21,14 +21,14 @@ class ScaleByAdanState(NamedTuple):
 def scale_by_adan(
     b1: float = 0.98, b2: float = 0.92, b3: float = 0.99, eps: ArrayLike = 1e-8
 ) -> optax.GradientTransformation:
-    r"""Rescales gradients by the Adan rule.
+    """Rescales gradients by the Adan rule.
 
-    With :math:`d_t = g_t - g_{t-1}` and :math:`d_1 = 0`:
+    With the gradient g of step t and its difference d from that of the step before, which is zero in the first step:
 
-    .. math::
-      m &\leftarrow b_1 m + (1 - b_1) g, \qquad v \leftarrow b_2 v + (1 - b_2) d, \\
-      n &\leftarrow b_3 n + (1 - b_3) (g + b_2 d)^2, \\
-      u &= \frac{m / (1 - b_1^t) + b_2\, v / (1 - b_2^t)}{\sqrt{n / (1 - b_3^t)} + \epsilon}.
+        m ← b1·m + (1 − b1)·g
+        v ← b2·v + (1 − b2)·d
+        n ← b3·n + (1 − b3)·(g + b2·d)²
+        u = (m / (1 − b1ᵗ) + b2·v / (1 − b2ᵗ)) / (√(n / (1 − b3ᵗ)) + eps)
 
     The gradient difference enters with weight `b2`, as in the authors' code; optax 0.2.8's `scale_by_adan`
     weights it by `1 - b2` (optax pull request 1715).

@@ -134,7 +134,7 @@ def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, setti
 def objective(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Float[Array, ""]:
     """F(n) of Eq. (12), the sum of `terms`; arguments as there.
 
-    Example:
+    Examples:
       >>> F, slope = jax.value_and_grad(objective)(start, energy, problem, settings)  # doctest: +SKIP
     """
     return jnp.sum(jnp.stack(terms(normal, energy, problem, settings)))

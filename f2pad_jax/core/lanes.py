@@ -36,7 +36,7 @@ def lane_widths(width: int, devices: int = 1) -> tuple[int, ...]:
     Raises:
       ValueError: `width` is no power of two times `devices`.
 
-    Example:
+    Examples:
       >>> lane_widths(8, devices=2)
       (8, 4, 2)
     """

@@ -21,7 +21,7 @@ class Penalty(struct.PyTreeNode):
       prox: `prox(t, weight)`, the s ≥ 0 that minimises ½(s − t)² + weight · φ(s); shapes of t. Where it is zero the
         pixel is normal.
 
-    Example:
+    Examples:
       >>> half = Penalty(value=lambda t: t / 2, prox=lambda t, weight: jnp.maximum(t - weight / 2, 0))
       >>> print(half.prox(jnp.array([1.0, 3.0]), 4.0))
       [0. 1.]

@@ -20,7 +20,7 @@ def normalize(images: AnyArray) -> AnyArray:
     Returns:
       float32 of the same shape and library.
 
-    Example:
+    Examples:
       >>> import numpy as np
       >>> normalize(np.zeros((1, 1, 3), np.uint8)).round(3)
       array([[[-2.118, -2.036, -1.804]]], dtype=float32)

@@ -32,7 +32,7 @@ class Settings(struct.PyTreeNode, kw_only=True):
       share_gradient: whether neighbours share their gradient, Eq. (13), as well as the ‖a‖ by which the proximal map
         decides. They share neither where the problem has no weights for it. Static.
 
-    Example:
+    Examples:
       >>> Settings().replace(beta0=1.5).beta0
       1.5
     """

@@ -252,7 +252,7 @@ def solve(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, settin
       problem: this picture.
       settings: numbers of the solver.
 
-    Example:
+    Examples:
       >>> problem, start = f2pad_jax.prepare(model, image)  # doctest: +SKIP
       >>> jax.jit(solve)(start, model.energy, problem, model.settings).message  # doctest: +SKIP
       'converged'
