@@ -87,7 +87,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     settings, procedure = Settings(), Procedure()
     if arguments.paper:
         settings, procedure = paper_settings()
-        options = dict(detector.published) | options
+        options = {**detector.published, **options}
     check_target(arguments.out, kind="model")
     paths = open_category(arguments.dataset, need_test=False).train
     if arguments.shots is not None:

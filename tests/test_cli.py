@@ -6,7 +6,6 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +15,24 @@ import pytest
 from PIL import Image
 
 import f2pad_jax
-from f2pad_jax import commands, growing, pipeline
+from f2pad_jax import commands, segmentation
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
-from f2pad_jax.detectors import DETECTORS, cflow, cflow_training
-from f2pad_jax.fitting import Model
+from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
+from f2pad_jax.growing import let_grow
+from f2pad_jax.model import Model, look, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
-from f2pad_jax.pipeline import find_region
-from f2pad_jax.segmenting import output_stems
-from f2pad_jax.settings import Settings
+from f2pad_jax.picture_files import output_stems
+from f2pad_jax.preparing import find_region
 from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64
 FIT = ["--detector", "patchcore", "--extractor", "efficientnet_lite0"]
 CFLOW = ["--detector", "cflow", "--extractor", "efficientnet_lite0", "--size", str(SIZE)]
+QUICK = ["--option", "epochs=2"]
 
 
 @pytest.fixture(scope="module")
@@ -76,13 +76,15 @@ def test_the_public_names_exist() -> None:
 
 
 def test_segment_lets_regions_grow(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A region that is cut in half is completed with `--grow`, as by `segment_growing`."""
+    """A region that is cut in half is completed with `--grow`, as by `let_grow`."""
     model, path = load_model("model"), work / "set/brick/test/color/000.png"
     image, truth = read_image(path), read_mask(work / "set/brick/ground_truth/color/000_mask.png")
     left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
-    for module in (pipeline, growing):
-        monkeypatch.setattr(module, "find_region", lambda model, scores: find_region(model, scores) & left)
-    (wanted,) = growing.segment_growing(model, image[None])
+    monkeypatch.setattr(segmentation, "find_region", lambda model, scores: find_region(model, scores) & left)
+    sights = look(model, image[None])
+    regions = [find_region(model, sights[0].scores) & left]
+    results = segmentation.segment_regions(model, image[None], sights, regions)
+    (wanted,) = let_grow(model, image[None], sights, regions, results)
     assert wanted.rounds > 0
     for options, out in ((["--grow"], "grown"), ([], "plain")):
         assert main(["segment", "model", str(path), *options, "--out", out]) == 0
@@ -154,12 +156,15 @@ def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.Capture
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     """Makes the training of flows quick, and collects the models that `fit` writes."""
-    quick = DETECTORS["cflow"]._replace(fit=partial(cflow.fit, epochs=2, blocks=1))
-    monkeypatch.setitem(DETECTORS, "cflow", quick)
     monkeypatch.setattr(cflow_training, "STEPS", 2)
     kept: list[Model] = []
     monkeypatch.setattr(commands, "save_model", lambda model, out: kept.append(model) or save_model(model, out))
     return kept
+
+
+def _decoders(model: Model) -> tuple[cflow.Decoder, ...]:
+    assert isinstance(model.detector, CFlow)
+    return model.detector.decoders
 
 
 def _assert_same(found: Any, wanted: Any) -> None:
@@ -178,8 +183,9 @@ def test_interrupted_training_of_flows_goes_on(
         done.append(1)
         return run(*arguments)
 
-    assert main(["fit", "set/brick", *CFLOW, "--out", "whole"]) == 0
-    command = ["fit", "set/brick", *CFLOW, "--checkpoint", "training", "--out", "flows"]
+    assert main(["fit", "set/brick", *CFLOW, *QUICK, "--option", "used=3", "--out", "whole"]) == 0
+    options = [*QUICK, "--option", "used=3", "--option", "checkpoint=training"]
+    command = ["fit", "set/brick", *CFLOW, *options, "--out", "flows"]
     monkeypatch.setattr(cflow_training, "_run", cut_off)
     assert main(command) == 130
     assert not (work / "flows").exists()
@@ -188,11 +194,11 @@ def test_interrupted_training_of_flows_goes_on(
     assert main(command) == 0
     assert len(again) == 2 * 3 - 3
     whole, resumed = models
-    assert whole.params.keys() == {"map0", "map1", "map2"}
-    _assert_same(resumed.params, whole.params)
+    assert len(_decoders(whole)) == 3
+    _assert_same(resumed.detector, whole.detector)
     loaded = load_model("flows")
-    _assert_same((loaded.params, loaded.scales), (whole.params, whole.scales))
-    assert (loaded.detector, loaded.threshold) == ("cflow", whole.threshold)
+    _assert_same((loaded.detector, loaded.scales), (whole.detector, whole.scales))
+    assert loaded.threshold == whole.threshold
     capsys.readouterr()
     assert main([*command[:-1], "other", "--seed", "1"]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
@@ -201,14 +207,14 @@ def test_interrupted_training_of_flows_goes_on(
 
 
 def test_few_pictures_train_two_flows(work: Path, models: list[Model]) -> None:
-    assert main(["fit", "set/brick", *CFLOW, "--shots", "8", "--out", "flows"]) == 0
-    assert models[0].params.keys() == {"map0", "map1"}
+    assert main(["fit", "set/brick", *CFLOW, *QUICK, "--shots", "8", "--out", "flows"]) == 0
+    assert len(_decoders(models[0])) == 2
 
 
-@pytest.mark.parametrize(("options", "blocks"), [([], 1), (["--blocks", "3"], 3), (["--paper"], 8)])
+@pytest.mark.parametrize(("options", "blocks"), [([], 3), (["--option", "blocks=1"], 1), (["--paper"], 8)])
 def test_couplings_of_a_flow(work: Path, models: list[Model], options: list[str], blocks: int) -> None:
-    assert main(["fit", "set/brick", *CFLOW, *options, "--out", "flows"]) == 0
-    assert len(models[0].params["map2"]["flow"]["scale"]) == blocks
+    assert main(["fit", "set/brick", *CFLOW, *QUICK, *options, "--out", "flows"]) == 0
+    assert len(_decoders(models[0])[1].flow["scale"]) == blocks
 
 
 def _flow_file(path: Path, widths: tuple[int, ...]) -> None:
@@ -219,29 +225,31 @@ def _flow_file(path: Path, widths: tuple[int, ...]) -> None:
 
 def test_trained_flows_are_imported(work: Path, models: list[Model]) -> None:
     _flow_file(work / "flows.npz", (24, 40))
-    assert main(["fit", "set/brick", *CFLOW, "--flow", "flows.npz", "--out", "flows"]) == 0
-    assert models[0].params.keys() == {"map0", "map1"}
-    _assert_same(load_model("flows").params, models[0].params)
+    assert main(["fit", "set/brick", *CFLOW, "--option", "flow=flows.npz", "--out", "flows"]) == 0
+    assert len(_decoders(models[0])) == 2
+    _assert_same(load_model("flows").detector, models[0].detector)
     with np.load(work / "flows.npz") as file:
         outer = file["model.decoders.1.module_list.0.subnet.2.weight"]
-    np.testing.assert_array_equal(models[0].params["map1"]["flow"]["outer"][0], outer.T)
+    np.testing.assert_array_equal(_decoders(models[0])[1].flow["outer"][0], outer.T)
 
 
-def test_flows_of_another_extractor_are_one_line(work: Path, capsys: pytest.CaptureFixture) -> None:
+def test_flows_that_do_not_fit_are_one_line(work: Path, capsys: pytest.CaptureFixture) -> None:
     _flow_file(work / "flows.npz", (24, 41))
-    command = "fit set/brick {cflow} --flow flows.npz"
+    blocks = "fit set/brick {cflow} --option flow=flows.npz --option blocks=4"
+    _fails(work, blocks, "the flows have 1 couplings, not 4", capsys)
+    command = "fit set/brick {cflow} --option flow=flows.npz"
     _fails(work, command, "the flows are of maps with 24, 41 channels, not 24, 40", capsys)
 
 
 def test_fit_takes_rank_precision_and_the_papers_settings(work: Path) -> None:
     padim = ["--detector", "padim", "--extractor", "efficientnet_lite0", "--size", str(SIZE)]
-    options = ["--rank", "4", "--precision", "bf16", "--paper"]
+    options = ["--option", "rank=4", "--precision", "bf16", "--paper"]
     assert main(["fit", "set/brick", *padim, *options, "--out", "chosen"]) == 0
     model = load_model("chosen")
-    assert model.params["basis"].shape == (16 * 16, 4, 176)
-    assert model.params["floor"].shape == (16 * 16, 1)
+    assert isinstance(model.detector, PaDiM)
+    assert [leaf.shape for leaf in jax.tree.leaves(model.detector.inverse)] == [(256, 4, 176), (256, 4), (256, 1)]
     assert model.extractor.precision == "bf16"
-    assert model.settings == Settings.paper()
+    assert (model.settings, model.procedure) == paper_settings()
     assert main(["segment", "chosen", TEST, "--out", "out"]) == 0
     lines = [json.loads(line) for line in (work / "out/results.jsonl").read_text().splitlines()]
     assert {line["status"] for line in lines} <= {"converged", "iteration limit"}
@@ -320,25 +328,25 @@ MISUSES = {
     "fit set/brick {fit} --weights set/manifest.json": "not a usable weight file",
     "fit set/brick {fit} --weights nowhere.pth": "nowhere.pth",
     "fit set/brick {fit} --out set": "exists already",
-    "fit set/brick {fit} --flow set/manifest.json": "takes none of --flow, --checkpoint, --blocks",
-    "fit set/brick {fit} --checkpoint training": "takes none of --flow, --checkpoint, --blocks",
-    "fit set/brick {fit} --blocks 4": "takes none of --flow, --checkpoint, --blocks",
-    "fit set/brick {cflow} --flow flows.npz --blocks 4": "leave --checkpoint and --blocks out",
-    "fit set/brick {fit} --rank 4": "patchcore takes no --rank",
-    "fit set/brick {cflow} --rank 4": "cflow takes no --rank",
+    "fit set/brick {fit} --option blocks=4": "patchcore has no option 'blocks'; its options are ratio, limit",
+    "fit set/brick {fit} --option ratio": "--option ratio has no value",
+    "fit set/brick {fit} --option ratio=much": "option ratio of patchcore is 'much'",
+    "fit set/brick {cflow} --option rank=4": "cflow has no option 'rank'",
     "fit set/brick {fit} --precision half": "choose one of parity, fast, bf16",
     "fit set/brick {fit} --inpainter nowhere": "no such autoencoder",
     "fit set/brick {fit} --inpainter model": "is no autoencoder",
-    "fit set/brick {cflow} --flow set/manifest.json": "not a usable weight file",
-    "fit set/brick {cflow} --flow nowhere.pt": "nowhere.pt",
-    "fit set/brick {cflow} --flow nowhere.pt --checkpoint training": "leave --checkpoint and --blocks out",
-    "fit set/brick {cflow} --checkpoint set": "is no flow-training",
+    "fit set/brick {cflow} --option flow=set/manifest.json": "not a usable weight file",
+    "fit set/brick {cflow} --option flow=nowhere.pt": "nowhere.pt",
+    "fit set/brick {cflow} --option flow=nowhere.pt --option checkpoint=training": "leave checkpoint out",
+    "fit set/brick {cflow} --option checkpoint=set": "is no flow-training",
     "train-mae nowhere": "no such folder",
     "train-mae set/brick --size 50": "multiple of 16",
     "train-mae set/brick --out model": "is no autoencoder",
     "tune nowhere set/brick": "no such folder",
     "tune model nowhere": "no such folder",
     "tune model set/brick --out set": "exists already",
+    "export model --out model.onnx": "is of no known form; end it in .stablehlo",
+    "export nowhere --out model.stablehlo": "no such folder",
     f"segment nowhere {TEST}": "no such folder",
     f"segment set {TEST}": "is no model",
     f"segment model {TEST} --out {TEST}": "name another folder",

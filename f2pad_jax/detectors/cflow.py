@@ -87,7 +87,7 @@ class CFlow(struct.PyTreeNode):
         flow: Path | None = None,
         epochs: int = EPOCHS,
         rate: float = RATE,
-        blocks: int = BLOCKS,
+        blocks: int | None = None,
         checkpoint: Path | None = None,
         seed: int = 0,
     ) -> Self:
@@ -100,18 +100,25 @@ class CFlow(struct.PyTreeNode):
           flow: file of decoders trained by CFLOW-AD or anomalib, in place of training.
           epochs: meta-epochs of the training, see `cflow_training.train`.
           rate: highest learning rate.
-          blocks: couplings per flow; the reference's are 8.
+          blocks: couplings per flow, 3 by default or those of the file; the reference's are 8.
           checkpoint: folder that keeps unfinished training; `fit` goes on from what it finds there.
           seed: of initial parameters, the choice of held-out pictures and the order of the features.
 
         Raises:
-          InputError: too few pictures or maps, imported flows for other channels, or a checkpoint of another training.
+          InputError: too few pictures or maps, imported flows for other channels, a checkpoint of another training, or
+            flows to import that have another number of couplings.
         """
         if len(maps[0]) < 2:
             raise InputError("one picture is too few to train a flow", hint="give at least 2")
         if flow is not None:
-            return cls.imported(maps, read_flows(flow), used=used, divided=divided)
+            if checkpoint is not None:
+                raise InputError("imported flows are not trained", where=flow, hint="leave checkpoint out")
+            decoders = read_flows(flow)
+            if blocks not in (None, decoders[0][1].blocks):
+                raise InputError(f"the flows have {decoders[0][1].blocks} couplings, not {blocks}", where=flow)
+            return cls.imported(maps, decoders, used=used, divided=divided)
         few = FEW_SHOT_MAPS if len(maps[0]) <= FEW_SHOTS else len(maps)
+        blocks = BLOCKS if blocks is None else blocks
         maps = _used(maps, min(few, len(maps)) if used is None else used)
         progress = Progress(checkpoint, maps, epochs=epochs, rate=rate, blocks=blocks, seed=seed)
         decoders = []

@@ -24,7 +24,7 @@ import optax
 from tqdm import tqdm
 
 from f2pad_jax.checkpoint import check_target, is_checkpoint, load_arrays, save_arrays
-from f2pad_jax.core.pixels import MEAN, STD
+from f2pad_jax.core.pixels import normalize
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
 from f2pad_jax.networks.mae import MAESpec, patchify, position_code, reconstruct, shapes
@@ -117,7 +117,7 @@ def _step(state: _State, pictures: jax.Array, seed: jax.Array, *, spec: MAESpec,
     """One update from a batch drawn of uint8 pictures (N, S, S, 3); returns the new state and the loss."""
     chosen, masks = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
     batch = pictures[jax.random.randint(chosen, (BATCH,), 0, len(pictures))]
-    images = (batch.astype(jnp.float32) / 255 - IMAGENET_MEAN) / IMAGENET_STD
+    images = normalize(batch)
     removed = region_tokens(masks, BATCH, spec.grid)
     value, slope = jax.value_and_grad(loss)(state.params, images, removed, spec=spec)
     change, moments = _optimizer(steps).update(slope, state.moments, state.params)
