@@ -90,7 +90,7 @@ def draw_tiles(
         left = margin
         for column, (tile, span) in enumerate(zip(row, spans, strict=True)):
             axes = figure.add_axes((left / whole[0], bottom / whole[1], span / whole[0], height / whole[1]))
-            _paint(axes, tile, height)
+            paint(axes, tile, height)
             if number == 0 and any(columns):
                 axes.set_title(columns[column], fontsize=size, pad=3)
             if tile.caption:
@@ -104,7 +104,8 @@ def _captioned(rows: Sequence[Sequence[Tile]]) -> bool:
     return any(tile.caption for row in rows for tile in row)
 
 
-def _paint(axes: Axes, tile: Tile, height: float) -> None:
+def paint(axes: Axes, tile: Tile, height: float) -> None:
+    """Draws a picture into axes of this height, in inches."""
     scale = min(1.0, height * DPI / tile.picture.shape[0])  # matplotlib enlarges well, and does not shrink well
     shape = round(scale * tile.picture.shape[0]), max(1, round(scale * tile.picture.shape[1]))
     picture = resize_image(tile.picture, shape)

@@ -16,14 +16,16 @@ from PIL import Image
 from scipy import ndimage
 from solving import tiny_extractor
 
-from f2pad_jax import pipeline
 from f2pad_jax.cli import main
+from f2pad_jax.core import Settings, Solution, solve
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import cflow_training
-from f2pad_jax.experiments import command, models, paper, registry, runs, sets, tables, variants
-from f2pad_jax.fitting import refit_mixture, score_maps
-from f2pad_jax.pipeline import find_region, segment_many
-from f2pad_jax.settings import Settings
+from f2pad_jax.evaluation import plain_settings
+from f2pad_jax.experiments import cases, command, curves, models, paper, registry, results, runs, sets, tables, variants
+from f2pad_jax.fitting import fit, refit_mixture
+from f2pad_jax.model import Procedure, look, score_maps
+from f2pad_jax.preparing import build, find_region, plan
+from f2pad_jax.segmentation import segment, segment_regions
 
 ONE = ("--category", "brick", "--detector", "padim", "--untuned")
 
@@ -57,11 +59,11 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each call solved."""
     counts: list[int] = []
 
-    def counting(model: Any, images: np.ndarray) -> Any:
+    def counting(model: Any, images: np.ndarray, *rest: Any) -> Any:
         counts.append(len(images))
-        return segment_many(model, images)
+        return segment_regions(model, images, *rest)
 
-    monkeypatch.setattr(variants, "segment_many", counting)
+    monkeypatch.setattr(variants, "segment_regions", counting)
     return counts
 
 
@@ -95,10 +97,10 @@ def test_the_record_is_that_of_the_pictures(whole: Path) -> None:
     train, cases = texture_category("brick", train=TRAIN, test=IMAGES, size=SIZE)
     np.testing.assert_array_equal(category.train, train)
     np.testing.assert_array_equal(category.masks, [case[1] for case in cases])
-    model = pipeline.fit(train, detector="padim", extractor=tiny_extractor())
+    model = fit(train, detector="padim", extractor=tiny_extractor())
     facts, parts = runs.load_unit(runs.Unit("brick", "padim", None, "full"), whole, category, range(IMAGES))
-    assert facts["settings"] == Settings()._asdict()
-    for part, result in zip(parts, segment_many(model, category.images), strict=True):
+    assert facts["settings"] == plain_settings(model) == vars(Settings()) | vars(Procedure())
+    for part, result in zip(parts, segment(model, category.images), strict=True):
         for name in ("mask", "initial_mask", "normal", "score_map"):
             np.testing.assert_array_equal(getattr(part.result, name), getattr(result, name))
         assert (part.result.iterations, part.result.status) == (result.iterations, result.status)
@@ -107,15 +109,15 @@ def test_the_record_is_that_of_the_pictures(whole: Path) -> None:
 def test_an_interrupted_run_goes_on_and_ends_the_same(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[int]
 ) -> None:
-    counted = variants.segment_many
+    counted = variants.segment_regions
 
-    def cut_off(model: Any, images: np.ndarray) -> Any:
+    def cut_off(*arguments: Any) -> Any:
         if solved:
             raise KeyboardInterrupt
-        return counted(model, images)
+        return counted(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "segment_many", cut_off)
+        patch.setattr(variants, "segment_regions", cut_off)
         assert experiment("table1", tmp_path, *ONE) == 130
     assert not (tmp_path / "table1.json").exists()
     assert solved == [2]
@@ -183,13 +185,13 @@ def test_a_picture_that_fails_loses_no_other(
 ) -> None:
     bad = sets.read_category(whole / "sets" / "brick").images[1]
 
-    def failing(model: Any, images: np.ndarray) -> Any:
+    def failing(model: Any, images: np.ndarray, *rest: Any) -> Any:
         if any((image == bad).all() for image in images):
             raise MemoryError("too large")
-        return segment_many(model, images)
+        return segment_regions(model, images, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(variants, "segment_many", failing)
+        patch.setattr(variants, "segment_regions", failing)
         assert experiment("table3", tmp_path, *ONE) == 2
     problem = "color/001: MemoryError: too large"
     names = ("full", "no-pixel-prior", "no-sharing")
@@ -214,8 +216,8 @@ def test_settings_are_tuned_once_on_synthetic_anomalies(tmp_path: Path, monkeypa
 
     def tune(model: Any, *, seed: int, oracle: Any) -> Any:
         seen.append(oracle)
-        found = replace(refit_mixture(model, 4), tuned_on="synthetic-validation")
-        return replace(found, settings=found.settings._replace(beta0=2.0))
+        tuned = replace(refit_mixture(model, 4), tuned_on="synthetic-validation")
+        return replace(tuned, settings=tuned.settings.replace(beta0=2.0))
 
     monkeypatch.setattr(models, "tune", tune)
     asked = ("--category", "brick", "--detector", "padim")
@@ -249,30 +251,44 @@ def test_flows_are_trained_once(tmp_path: Path, whole: Path, monkeypatch: pytest
     monkeypatch.setattr(cflow_training, "_run", lambda *_: pytest.fail("trained again"))
     again, same = models.make_model(made, tmp_path, category, tiny_extractor())
     assert same == seconds
-    for one, other in zip(jax.tree.leaves(first.params), jax.tree.leaves(again.params), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for leaf, other in zip(jax.tree.leaves(first.detector), jax.tree.leaves(again.detector), strict=True):
+        np.testing.assert_array_equal(leaf, other)
 
 
 @pytest.mark.parametrize(
-    ("variant", "seed", "tuning"), [("full", 3, "oracle"), ("seed=1", 1, "oracle"), ("tuning=default", 3, "default")]
+    ("variant", "seed", "tuning", "options"),
+    [
+        ("full", 3, "oracle", ()),
+        ("seed=1", 1, "oracle", ()),
+        ("tuning=default", 3, "default", ()),
+        ("rank=4,beta0=x2,precision=bf16", 3, "oracle", (("rank", "4"), ("precision", "bf16"))),
+    ],
 )
-def test_a_variant_may_bring_its_own_seed_or_tuning(variant: str, seed: int, tuning: str) -> None:
+def test_a_variant_may_bring_its_own_fit(variant: str, seed: int, tuning: str, options: tuple) -> None:
     unit = models.Unit("brick", "padim", 16, variant)
-    assert models.recipe(unit, seed=3, tuning="oracle") == ("brick", "padim", 16, seed, tuning)
+    assert models.recipe(unit, seed=3, tuning="oracle") == ("brick", "padim", 16, seed, tuning, options)
+    assert variants.shares_scores(variant) is False
 
 
 def test_results_of_several_folders_are_joined(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first, second = (Path(shutil.copytree(whole, tmp_path / "results" / name)) for name in ("a", "b"))
     assert experiment("fig6", first, *ONE) == 0
-    own = (first / "RESULTS.md").read_text("utf-8")
+    own = (first / "results.md").read_text("utf-8")
     assert re.findall(r"^## (.*)", own, re.MULTILINE) == [
         f"{section}, textures, default settings" for section in ("Table I", "Figure 6")
     ]
     assert "](fig6.png)" in own
     assert main(["experiment", "results", str(first), str(second), "--out", str(tmp_path)]) == 0
-    page = (tmp_path / "RESULTS.md").read_text("utf-8")
-    for target in re.findall(r"\]\(([^)#]+)\)", page):
+    page = (tmp_path / "results.md").read_text("utf-8")
+    targets = re.findall(r"\]\(([^)#]+)\)", page)
+    assert targets == ["results/runs.jsonl", "results/a-fig6.png"]
+    for target in targets:
         assert (tmp_path / target).is_file(), target
+    assert (tmp_path / targets[1]).stat().st_size <= results.SMALL
+    (line,) = (tmp_path / targets[0]).read_text("utf-8").splitlines()  # three experiments show one run
+    run = json.loads(line)
+    assert run.pop("experiments") == ["a/table1", "a/fig6", "b/table1"]
+    assert [run] == json.loads((whole / "table1.json").read_text("utf-8"))["runs"]
     links = re.findall(r"\]\(#(.+?)\)", page)
     assert links == re.findall(r'<a id="(.+?)">', page)
     assert len(set(links)) == 3
@@ -347,13 +363,13 @@ def test_categories_of_a_folder_become_cut_paste_sets(tmp_path: Path) -> None:
 
 def test_variants_change_one_thing_each(whole: Path) -> None:
     category = sets.read_category(whole / "sets" / "brick")
-    model = pipeline.fit(category.train, detector="padim", extractor=tiny_extractor())
+    model = fit(category.train, detector="padim", extractor=tiny_extractor())
     image = category.images[:1]
     region = find_region(model, score_maps(model, image)[0])
 
-    def solve(variant: str) -> variants.Found:
-        (found,) = variants.solve_variant(variants.change(model, variant, category), variant, image)
-        return found
+    def solve(variant: str) -> variants.Outcome:
+        (outcome,) = variants.solve_variant(variants.change(model, variant, category), variant, image)
+        return outcome
 
     start = solve("initialisation").result
     difference = np.abs(image[0].astype(float) - start.normal).sum(-1) / 255
@@ -367,13 +383,54 @@ def test_variants_change_one_thing_each(whole: Path) -> None:
     assert loose.iterations > 0
     assert not loose.mask[~region].any()
     curve, _, extra = solve("curves")
-    np.testing.assert_array_equal(curve.mask, segment_many(model, image)[0].mask)
+    np.testing.assert_array_equal(curve.mask, segment(model, image)[0].mask)
     losses = extra["losses"]
     assert list(losses) == ["shared", "gradient", "plain"]
     for values in losses.values():
         assert values[0] == pytest.approx(losses["plain"][0])
         assert 0 <= values[-1] < values[0]
         assert 1 < len(values) <= model.settings.limit + 1
+
+
+def test_a_detector_without_an_option_goes_without_its_variant() -> None:
+    selection = {"categories": ["brick"], "detectors": ["padim", "cflow"]}
+    units = command.list_units("choices", {"experiments": {"choices": selection}})
+    for option, detector in (("rank", "padim"), ("blocks", "cflow")):
+        assert {unit.detector for unit in units if unit.variant.startswith(f"{option}=")} == {detector}
+    assert {unit.detector for unit in units if unit.variant == "precision=bf16"} == {"padim", "cflow"}
+
+
+def test_options_of_the_fit_reach_the_detector_and_the_extractor(tmp_path: Path, whole: Path) -> None:
+    category = sets.read_category(whole / "sets" / "brick")
+    made = models.recipe(models.Unit("brick", "padim", None, "rank=2,precision=bf16"), seed=0, tuning="default")
+    model, _ = models.make_model(made, tmp_path, category, tiny_extractor())
+    assert model.extractor.precision == "bf16"
+    assert model.detector.state()[0]["basis"].shape[1] == 2
+
+
+def test_choices_are_settings_that_there_are(whole: Path) -> None:
+    category = sets.read_category(whole / "sets" / "brick")
+    model = fit(category.train, detector="padim", extractor=tiny_extractor())
+    for name in variants.CHOICES:
+        changed = plain_settings(variants.change(model, name, category))
+        different = {key for key, value in plain_settings(model).items() if changed[key] != value}
+        if name == variants.PAPER:
+            assert {"proximal", "adaptive", "share_gradient", "start", "cleaning"} <= different
+        else:
+            asked = variants.changes(name).keys() - variants.fit_changes(name).keys()
+            assert different == asked - ({"share_gradient"} if name == "no-sharing" else set()), name
+            assert bool(different) != bool(variants.fit_changes(name)), name
+
+
+def test_curves_take_the_steps_of_the_solve(whole: Path) -> None:
+    category = sets.read_category(whole / "sets" / "brick")
+    model = fit(category.train, detector="padim", extractor=tiny_extractor())
+    (sight,) = look(model, category.images[:1])
+    start, problem, settings = build(model, plan(model, sight, find_region(model, sight.scores)))
+    normal, losses = curves.descend(start, model.energy, problem, settings)
+    wanted: Solution = jax.jit(solve)(start, model.energy, problem, settings)
+    assert len(losses) == wanted.iterations + 1
+    np.testing.assert_allclose(normal, wanted.normal, atol=1e-5)
 
 
 def test_every_experiment_of_the_paper_draws_and_tabulates(tmp_path: Path, whole: Path) -> None:
@@ -402,7 +459,7 @@ def test_groups_of_anomaly_size() -> None:
         masks[0, 0, 0], masks[1, 0, :5], masks[2, :, 0] = True, True, True  # 1, 5 and 10 %
         category = sets.Category("c", masks, masks, masks, [])
         scores = {"backbone_iou": np.arange(3) + 10.0 * seed, "f2pad_iou": np.arange(3) + 50.0 + 10 * seed}
-        done.append(tables.Done(runs.Unit("c", "d", None, "full"), category, [], {"seed": 0}, scores))
+        done.append(cases.Case(runs.Unit("c", "d", None, "full"), category, [], {"seed": 0}, scores))
     groups = tables.by_size(done)
     assert [sorted(f2pad) for _, f2pad in groups] == [[50, 60], [], [51, 61], [], [52, 62]]
     assert [sorted(backbone) for backbone, _ in groups] == [[0, 10], [], [1, 11], [], [2, 12]]
@@ -410,7 +467,7 @@ def test_groups_of_anomaly_size() -> None:
 
 
 def _direct(samples: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    means = [rng.choice(one, (20000, len(one))).mean(axis=1) for one in samples]
+    means = [rng.choice(sample, (20000, len(sample))).mean(axis=1) for sample in samples]
     return np.percentile(np.mean(means, axis=0), [2.5, 97.5])
 
 
@@ -418,10 +475,10 @@ def _direct(samples: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
 def test_intervals_are_those_of_drawing_again(sizes: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     samples = [rng.normal(80, 10, size) for size in sizes]
-    found = tables.interval(samples, seed=0)
-    np.testing.assert_allclose(found, _direct(samples, rng), atol=0.4)
-    assert found == tables.interval(samples, seed=0)
-    assert tables.interval([np.array([70.0])], seed=0) == [70, 70]
+    ends = cases.interval(samples, seed=0)
+    np.testing.assert_allclose(ends, _direct(samples, rng), atol=0.4)
+    assert ends == cases.interval(samples, seed=0)
+    assert cases.interval([np.array([70.0])], seed=0) == [70, 70]
 
 
 @pytest.mark.parametrize("name", ["table1", "table2"])

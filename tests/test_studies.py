@@ -12,15 +12,17 @@ from scipy import ndimage
 from skimage.filters import threshold_otsu
 from solving import tiny_extractor
 
-from f2pad_jax import pipeline, preparing
+from f2pad_jax import preparing
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.experiments import command, runs, sets, studies, variants
+from f2pad_jax.experiments import command, registry, runs, sets, studies, variants
 from f2pad_jax.experiments.models import Unit
-from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.growing import grow, segment_growing
+from f2pad_jax.fitting import fit
+from f2pad_jax.growing import Growth, grow, let_grow
 from f2pad_jax.metrics import f1max, iou
-from f2pad_jax.pipeline import find_region, segment_many
+from f2pad_jax.model import Model, look, score_maps
+from f2pad_jax.preparing import find_region
+from f2pad_jax.segmentation import Segmentation, segment, segment_regions
 
 SIZE, TRAIN, IMAGES = 32, 16, 3
 ONE = ("--category", "brick", "--detector", "padim", "--untuned")
@@ -48,7 +50,7 @@ def category() -> sets.Category:
 
 @pytest.fixture(scope="module")
 def model(category: sets.Category) -> Model:
-    return pipeline.fit(category.train, detector="padim", extractor=tiny_extractor())
+    return fit(category.train, detector="padim", extractor=tiny_extractor())
 
 
 @pytest.fixture(scope="module")
@@ -79,13 +81,13 @@ def test_thresholds_are_those_of_their_rules(model: Model, category: sets.Catego
     best = variants.change(model, "f1", category)
     maps = score_maps(model, category.images)
     assert best.threshold == best.region_threshold == f1max(maps, category.masks)[1]
-    found = list(variants.solve_variant(variants.change(model, "otsu", category), "otsu", category.images))
-    for one, scores in zip(found, maps, strict=True):
+    outcomes = list(variants.solve_variant(variants.change(model, "otsu", category), "otsu", category.images))
+    for outcome, scores in zip(outcomes, maps, strict=True):
         threshold = threshold_otsu(scores)
-        assert one.extra["threshold"] == pytest.approx(threshold)
-        np.testing.assert_array_equal(one.result.initial_mask, scores > threshold)
-        np.testing.assert_array_equal(one.region, find_region(replace(model, region_threshold=threshold), scores))
-        assert not one.result.mask[~one.region].any()
+        assert outcome.extra["threshold"] == pytest.approx(threshold)
+        np.testing.assert_array_equal(outcome.result.initial_mask, scores > threshold)
+        np.testing.assert_array_equal(outcome.region, find_region(replace(model, region_threshold=threshold), scores))
+        assert not outcome.result.mask[~outcome.region].any()
 
 
 def test_thresholds_show_both_masks(out: Path) -> None:
@@ -152,26 +154,26 @@ def test_a_region_grows_where_scores_are_high_at_its_border() -> None:
     np.testing.assert_array_equal(grow(region, scores, threshold=2, reach=2), region)
 
 
-def test_growing_finds_what_the_region_missed(model: Model, category: sets.Category, monkeypatch: Any) -> None:
+def growing(
+    model: Model, images: np.ndarray, regions: list[np.ndarray], **rounds: int
+) -> tuple[list[Segmentation], list[Growth]]:
+    """Results before and after regions have grown."""
+    sights = look(model, images)
+    before = segment_regions(model, images, sights, regions)
+    return before, let_grow(model, images, sights, regions, before, **rounds)
+
+
+def test_growing_finds_what_the_region_missed(model: Model, category: sets.Category) -> None:
     """Where nothing is missing growing changes nothing; a region cut in half is completed."""
-    from f2pad_jax import growing
+    regions = [find_region(model, scores) for scores in score_maps(model, category.images)]
+    _, grown = growing(model, category.images, regions, rounds=0)
+    for growth, plain in zip(grown, segment(model, category.images), strict=True):
+        np.testing.assert_array_equal(growth.result.mask, plain.mask)
+        assert growth.rounds == 0
 
-    first = segment_many(model, category.images)
-    for one, plain in zip(segment_growing(model, category.images, rounds=0), first, strict=True):
-        np.testing.assert_array_equal(one.result.mask, plain.mask)
-        assert one.rounds == 0
-
-    whole = find_region(model, first[0].score_map)
-    truth = category.masks[0]
+    whole, truth = regions[0], category.masks[0]
     left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
-
-    def half(model: Model, scores: np.ndarray) -> np.ndarray:
-        return find_region(model, scores) & left
-
-    for module in (pipeline, growing):
-        monkeypatch.setattr(module, "find_region", half)
-    before = segment_many(model, category.images[:1])[0]
-    (after,) = segment_growing(model, category.images[:1])
+    (before,), (after,) = growing(model, category.images[:1], [whole & left])
     assert after.rounds > 0
     assert after.region[truth & whole].mean() > (whole & left)[truth & whole].mean()
     assert iou(after.result.mask, truth) > iou(before.mask, truth)
@@ -180,12 +182,33 @@ def test_growing_finds_what_the_region_missed(model: Model, category: sets.Categ
     np.testing.assert_array_equal(after.result.normal[outside], category.images[0][outside])
 
 
+def test_the_variant_that_grows_is_segment_with_grow(model: Model, category: sets.Category) -> None:
+    outcomes = variants.solve_variant(model, variants.GROWTH, category.images)
+    for outcome, result in zip(outcomes, segment(model, category.images, grow=True), strict=True):
+        np.testing.assert_array_equal(outcome.result.mask, result.mask)
+        assert outcome.result.iterations == result.iterations
+
+
 def test_growth_is_compared_with_the_full_method(out: Path) -> None:
     (row, *rest) = rows(out, "growth")
     assert row[:3] == ["padim", "all", str(IMAGES)]
     full, growth = (run_of(out, "growth", name)["f2pad"]["iou"] for name in ("full", "growth"))
     assert [float(value) for value in row[4].split(" → ")] == pytest.approx([full, growth], abs=0.051)
     assert len(rest) <= 1
+
+
+def test_choices_are_rows_beside_the_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: variants.CHOICES[name] for name in ("limit=30", "rank=16", "blocks=2")}
+    made = replace(registry.EXPERIMENTS["choices"], variants=(variants.FULL, *few))
+    monkeypatch.setitem(registry.EXPERIMENTS, "choices", made)
+    assert main(["experiment", "choices", "--out", str(tmp_path), *ONE, "--images", "1"]) == 0
+    table = rows(tmp_path, "choices")
+    assert [row[0] for row in table] == ["**default**", few["limit=30"], few["rank=16"]]  # PaDiM has no couplings
+    for row, name in zip(table, ("full", "limit=30", "rank=16"), strict=True):
+        run = run_of(tmp_path, "choices", name)
+        assert row[1].startswith(f"{run['f2pad']['iou']:.1f} / {run['f2pad']['dice']:.1f} (")
+        assert float(row[2]) == np.round(np.mean([image["iterations"] for image in run["per_image"]]))
+    assert float(table[1][2]) <= 30
 
 
 @pytest.mark.parametrize("name", ["thresholds", "growth", "sensitivity"])

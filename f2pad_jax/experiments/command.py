@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from tqdm import tqdm
 
-from f2pad_jax.detectors import get_detector
+from f2pad_jax.detectors import detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments import sets
 from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit, by_model
@@ -20,6 +20,7 @@ from f2pad_jax.experiments.paper import DETECTORS
 from f2pad_jax.experiments.registry import EXPERIMENTS
 from f2pad_jax.experiments.results import read_plan, render, write_results
 from f2pad_jax.experiments.runs import Failed, Solved, Task, missing, run_units
+from f2pad_jax.experiments.variants import applies
 from f2pad_jax.experiments.workers import Tell, Work, share_out
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_json
@@ -57,7 +58,7 @@ class Request(NamedTuple):
 
 
 def experiment(request: Request, *, on_failure: Callable[[str], None], say: Callable[[str], None]) -> bool:
-    """Does what is missing, and writes NAME.json, NAME.md, for figures NAME.png, and RESULTS.md of the whole folder.
+    """Does what is missing, and writes NAME.json, NAME.md, for figures NAME.png, and results.md of the whole folder.
 
     Of a share only the parts are written.
 
@@ -72,11 +73,11 @@ def experiment(request: Request, *, on_failure: Callable[[str], None], say: Call
         raise InputError(f"share {index} of {count} does not exist", hint=f"--shard-index goes from 0 to {count - 1}")
     plan = _plan(request)
     out = make_folder(request.out)
-    kept = _keep_plan(plan, request.name, out)
-    category = _categories(request, kept)
-    units = list_units(request.name, kept)
+    whole = _keep_plan(plan, request.name, out)
+    category = _categories(request, whole)
+    units = list_units(request.name, whole)
     share = by_model(units, seed=plan["seed"], tuning=plan["tuning"])[index::count]
-    failed = _solve(share, request, kept, category, on_failure)
+    failed = _solve(share, request, whole, category, on_failure)
     if count > 1:
         done = sum(len(units) for units in share) - len(failed)
         say(f"{out}: {done} units done; join the shares with `f2pad experiment merge`")
@@ -86,7 +87,7 @@ def experiment(request: Request, *, on_failure: Callable[[str], None], say: Call
         if unit not in failed:  # those have had their line
             on_failure(problem)
 
-    return _render([request.name], kept, out, category, fail, say)
+    return _render([request.name], whole, out, category, fail, say)
 
 
 def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None], say: Callable[[str], None]) -> bool:
@@ -118,7 +119,7 @@ def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None]
 
 
 def join_results(folders: Sequence[Path], out: Path, *, say: Callable[[str], None]) -> None:
-    """Writes RESULTS.md about several results folders, with links into them.
+    """Writes results.md about several results folders, and beside it their figures and runs.
 
     Raises:
       InputError: a folder holds no experiment, or none that is finished.
@@ -134,6 +135,7 @@ def list_units(name: str, plan: dict[str, Any]) -> list[Unit]:
         for category in selection["categories"]
         for detector in selection["detectors"]
         for variant in made.variants
+        if applies(variant, detector)
     ]
     return sorted(units, key=lambda unit: unit.name)
 
@@ -185,7 +187,7 @@ def begin_worker(request: Request, plan: dict[str, Any]) -> Work:
     """What one of `request.jobs` processes does with each group of units."""
     # On a CPU pictures are solved side by side, one on each core of this process.
     jax.config.update("jax_num_cpu_devices", max(1, (os.cpu_count() or 1) // request.jobs))
-    detectors = {name for one in plan["experiments"].values() for name in one["detectors"]}
+    detectors = {name for selection in plan["experiments"].values() for name in selection["detectors"]}
     task = _task(plan, _categories(request, plan), _networks(detectors, request, plan))
 
     def work(units: list[Unit], tell: Tell) -> None:
@@ -225,11 +227,11 @@ def _plan(request: Request) -> dict[str, Any]:
         raise InputError(
             "the textures need no weights", where=request.weights, hint="leave --weights out, or add --data"
         )
-    found = sets.find_categories(request.data)
+    categories = sets.find_categories(request.data)
     for name in request.categories:
-        if name not in found:
-            raise InputError("no such category", where=name, hint=f"choose from {', '.join(found)}")
-    detectors = {get_detector(name).name for name in request.detectors or DETECTORS}
+        if name not in categories:
+            raise InputError("no such category", where=name, hint=f"choose from {', '.join(categories)}")
+    detectors = {detector_class(name).name: None for name in request.detectors or DETECTORS}
     default = sets.TEXTURE_IMAGES if request.data is None else sets.PART_IMAGES
     return {
         "dataset": sets.EMBEDDED if request.data is None else sets.REAL if real else sets.CUT_PASTE,
@@ -237,8 +239,8 @@ def _plan(request: Request) -> dict[str, Any]:
         "size": sets.SIZE,
         "seed": request.seed,
         "tuning": request.tuning,
-        "categories": sorted(request.categories or found),
-        "detectors": [name for name in DETECTORS if name in detectors],
+        "categories": sorted(request.categories or categories),
+        "detectors": sorted(detectors, key=[*DETECTORS, *detectors].index),
         "command": _command(request),
     }
 
@@ -296,7 +298,7 @@ def _render(
     on_failure: Callable[[Unit | None, str], None],
     say: Callable[[str], None],
 ) -> bool:
-    """Writes the files of experiments and RESULTS.md; whether all their units are there."""
+    """Writes the files of experiments and results.md; whether all their units are there."""
     whole, problems = True, []
     for name in names:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import time
 from collections.abc import Sequence
@@ -9,14 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from f2pad_jax.detectors.cflow import maps_of_shots
+from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.errors import InputError
+from f2pad_jax.evaluation import plain_settings
 from f2pad_jax.experiments.sets import Category
-from f2pad_jax.experiments.variants import seed_of
-from f2pad_jax.fitting import Model, draw_shots, fit, refit_mixture
-from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.experiments.variants import fit_changes
+from f2pad_jax.fitting import draw_shots, fit, refit_mixture
+from f2pad_jax.model import Model
+from f2pad_jax.networks.extractor import Extractor, check_precision
 from f2pad_jax.output import make_folder, write_json
-from f2pad_jax.settings import Settings
 from f2pad_jax.tuning import tune
 
 SYNTHETIC, ORACLE, DEFAULT = "synthetic", "oracle", "default"  # ways to tune
@@ -45,6 +47,7 @@ class Recipe(NamedTuple):
       shots: training pictures, None for all.
       seed: of the fit.
       tuning: "synthetic" (on synthetic anomalies), "oracle" (on the test set, as in the paper) or "default" (none).
+      options: "precision" of the extractor and options of the detector's fit, with their values in words.
     """
 
     category: str
@@ -52,17 +55,20 @@ class Recipe(NamedTuple):
     shots: int | None
     seed: int
     tuning: str
+    options: tuple[tuple[str, str], ...] = ()
 
     @property
     def name(self) -> str:
         """Unique."""
-        return "-".join([self.category, self.detector, str(self.shots or "all"), str(self.seed), self.tuning])
+        words = [self.category, self.detector, str(self.shots or "all"), str(self.seed), self.tuning]
+        return "-".join(words + [f"{name}={value}" for name, value in self.options])
 
 
 def recipe(unit: Unit, *, seed: int, tuning: str) -> Recipe:
-    """How the model of a unit is made: as the plan says, or with the variant's own seed ("seed=1") or tuning."""
-    name, _, value = unit.variant.partition("=")
-    return Recipe(*unit[:3], seed_of(unit.variant, seed), value if name == "tuning" else tuning)
+    """How the model of a unit is made: as the plan says, with what the variant changes of the fit."""
+    asked = fit_changes(unit.variant)
+    seed, tuning = int(asked.pop("seed", seed)), asked.pop("tuning", tuning)
+    return Recipe(*unit[:3], seed, tuning, tuple(asked.items()))
 
 
 def by_model(units: Sequence[Unit], *, seed: int, tuning: str) -> list[list[Unit]]:
@@ -78,7 +84,8 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
 
     Args:
       made: the recipe.
-      out: the results folder; what tuning chose, and the training of flows, is kept in its `models/`.
+      out: the results folder; what tuning chose, and training that a detector can go on with, is kept in its
+        `models/`.
       category: the recipe's pictures.
       extractor: the detector's network.
 
@@ -94,9 +101,11 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
             raise InputError(f"there are {len(train)} training pictures, not {made.shots}")
         train = train[draw_shots(len(train), made.shots, seed=made.seed)]
     path = make_folder(out / "models") / f"{made.name}.json"
-    options: dict[str, Any] = {}
-    if made.detector == "cflow":  # the one whose training takes minutes
-        options = {"used": maps_of_shots(made.shots), "checkpoint": path.with_suffix("")}
+    options: dict[str, Any] = {name: ast.literal_eval(value) for name, value in made.options if name != "precision"}
+    if "checkpoint" in options_of(detector_class(made.detector)):
+        options["checkpoint"] = path.with_suffix("")
+    precision = dict(made.options).get("precision", extractor.precision)
+    extractor = replace(extractor, precision=check_precision(precision))
     model = fit(train, detector=made.detector, extractor=extractor, seed=made.seed, options=options)
     fitted = time.perf_counter()
     if path.is_file():
@@ -105,19 +114,22 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
         oracle = (category.images, category.masks) if made.tuning == ORACLE else None
         model = tune(model, seed=made.seed, oracle=oracle)
     seconds = {"fit_seconds": fitted - began, "tune_seconds": time.perf_counter() - fitted}
-    chosen = {"tuned_on": model.tuned_on, "threshold": model.threshold, "region_threshold": model.region_threshold}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    write_json(path, {"settings": model.settings._asdict(), **chosen, **seconds})
+    chosen = {"tuned_on": model.tuned_on, "threshold": model.threshold, "region_threshold": model.region_threshold}
+    write_json(path, {"settings": plain_settings(model), **chosen, **seconds})
     return model, seconds
 
 
 def _as_chosen(model: Model, path: Path) -> tuple[Model, dict[str, float]]:
     try:
         chosen = json.loads(path.read_text("utf-8"))
-        settings = Settings(**chosen.pop("settings"))
+        values = chosen.pop("settings")
         seconds = {name: chosen.pop(name) for name in ("fit_seconds", "tune_seconds")}
+        settings, procedure = (
+            replace(own, **{name: values[name] for name in vars(own)}) for own in (model.settings, model.procedure)
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"is of another version ({error})", where=path, hint="name a new --out") from error
-    if settings.components != model.settings.components:
-        model = refit_mixture(model, settings.components)
-    return replace(model, settings=settings, **chosen), seconds
+    if procedure.components != model.procedure.components:
+        model = refit_mixture(model, procedure.components)
+    return replace(model, settings=settings, procedure=procedure, **chosen), seconds

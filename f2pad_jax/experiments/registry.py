@@ -1,4 +1,4 @@
-"""The experiments there are: the paper's tables and figures, and studies that it lacks."""
+"""The experiments there are: the paper's tables and figures, and studies that it lacks; a new one is a line here."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from f2pad_jax.detectors.cflow import FEW_SHOTS
 from f2pad_jax.experiments import figures, studies, tables
-from f2pad_jax.experiments.tables import Done
-from f2pad_jax.experiments.variants import ABLATIONS, CURVES, FULL, GROWTH, SENSITIVITY, THRESHOLDS, TUNINGS
+from f2pad_jax.experiments.cases import Case
+from f2pad_jax.experiments.variants import ABLATIONS, CHOICES, CURVES, FULL, GROWTH, SENSITIVITY, THRESHOLDS, TUNINGS
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,8 @@ class Experiment:
     Attributes:
       name: what it is called on the command line.
       section: its title.
-      variants: the ways to segment that it compares, names that `variants.solve_variant` knows; without the first
-        there is nothing to show. "seed=N" fits with seed N; "tuning=synthetic", "tuning=oracle" and
-        "tuning=default" tune in this way whatever the rest of the folder does.
+      variants: the ways to segment that it compares, see `variants`; without the first there is nothing to show.
+        A detector that lacks the option of a variant goes without it.
       shots: training pictures; None takes all.
       table: makes Markdown of the experiment's name and its complete units.
       figure: draws complete units; their parts are in the results folder.
@@ -35,15 +34,15 @@ class Experiment:
     section: str
     variants: tuple[str, ...] = (FULL,)
     shots: int | None = None
-    table: Callable[[str, Sequence[Done]], str] | None = None
-    figure: Callable[[Sequence[Done], Path], Figure] | None = None
+    table: Callable[[str, Sequence[Case]], str] | None = None
+    figure: Callable[[Sequence[Case], Path], Figure] | None = None
     printed: bool = True
     real: bool = False
 
 
 EXPERIMENTS = {
-    one.name: one
-    for one in (
+    made.name: made
+    for made in (
         Experiment("table1", "Table I", table=tables.comparison),
         Experiment("table2", "Table II", shots=FEW_SHOTS, table=tables.comparison),
         Experiment("table3", "Table III", (FULL, *ABLATIONS), table=tables.ablation),
@@ -73,6 +72,7 @@ EXPERIMENTS = {
             figure=studies.sensitivity_lines,
             printed=False,
         ),
+        Experiment("choices", "What each choice is worth", (FULL, *CHOICES), table=studies.choices, printed=False),
         Experiment(
             "growth",
             "Regions that grow",

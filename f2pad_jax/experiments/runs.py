@@ -1,7 +1,7 @@
 """Units of work: one category, detector, number of training pictures and variant, kept picture by picture.
 
 A results folder holds `plan.json` (what its parts have in common), `sets/<category>` (the pictures), `models/` (what
-tuning chose and flows that were trained, so that a run that goes on need do neither again) and `parts/<unit>/`:
+tuning chose and training that was kept, so that a run that goes on need do neither again) and `parts/<unit>/`:
 `unit.json` about the model, and for each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png` and, where the
 backbone is not that of the full method, `NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is
 written last; `NNN_failed.json` tells why one is not. Times are measured per picture and belong to its part: whatever
@@ -28,11 +28,11 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import describe
 from f2pad_jax.experiments.models import Unit, make_model, recipe
 from f2pad_jax.experiments.sets import Category
-from f2pad_jax.experiments.variants import CURVES, FULL, Found, change, shares_scores, solve_variant
-from f2pad_jax.fitting import Model
+from f2pad_jax.experiments.variants import CURVES, FULL, Outcome, change, shares_scores, solve_variant
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.pipeline import Segmentation
+from f2pad_jax.segmentation import Segmentation
 
 CHUNK = 8  # pictures that are solved together; an interruption loses no more
 FEW = 3  # pictures of the variant "curves"
@@ -196,9 +196,9 @@ def _run(
         )
 
     def solve(chunk: Sequence[int]) -> None:
-        found = solve_variant(model, unit.variant, category.images[list(chunk)])
-        for index, one in zip(chunk, found, strict=True):
-            _save(folder, index, unit, one, category)
+        outcomes = solve_variant(model, unit.variant, category.images[list(chunk)])
+        for index, outcome in zip(chunk, outcomes, strict=True):
+            _save(folder, index, unit, outcome, category)
             on_picture()
 
     problems = {}
@@ -225,8 +225,8 @@ def blame(category: Category, problems: Mapping[int, str]) -> str:
     return f"{category.names[first]}{more}: {problems[first]}"
 
 
-def _save(folder: Path, index: int, unit: Unit, found: Found, category: Category) -> None:
-    stem, truth, (result, region, extra) = f"{index:03d}", category.masks[index], found
+def _save(folder: Path, index: int, unit: Unit, outcome: Outcome, category: Category) -> None:
+    stem, truth, (result, region, extra) = f"{index:03d}", category.masks[index], outcome
     write_png(folder / f"{stem}_mask.png", result.mask)
     write_png(folder / f"{stem}_normal.png", result.normal)
     for name, mask in extra.items():
@@ -243,8 +243,8 @@ def _save(folder: Path, index: int, unit: Unit, found: Found, category: Category
         "covered": round(float(region[truth].mean()), 4) if truth.any() else 1.0,
         "seconds": round(float(result.seconds), 3),
     }
-    kept = {name: value for name, value in extra.items() if not isinstance(value, np.ndarray)}
-    write_json(folder / f"{stem}.json", record | kept)
+    plain = {name: value for name, value in extra.items() if not isinstance(value, np.ndarray)}
+    write_json(folder / f"{stem}.json", record | plain)
     _note(folder, index).unlink(missing_ok=True)
 
 

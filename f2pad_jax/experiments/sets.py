@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from f2pad_jax.data.folder import load_images, load_tests, new_folder, open_category, read_test
 from f2pad_jax.data.images import read_image
+from f2pad_jax.data.layouts import load_images, load_tests, new_folder, open_category, read_test
 from f2pad_jax.data.synthesize import synthesize_category, write_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.errors import InputError
@@ -17,6 +17,7 @@ SIZE = 224
 TEXTURE_TRAIN = 64
 TEXTURE_IMAGES, PART_IMAGES = 8, 54  # test pictures a category; the paper has 54
 EMBEDDED, CUT_PASTE, REAL = "textures", "mvtec-cutpaste", "mvtec"
+LITE, NETWORKS = "efficientnet_lite0", {"padim": "resnet18", "patchcore": "resnet18"}
 STRUCTURAL = ("capsule",)  # categories that the paper gives structural anomalies as well
 
 
@@ -48,18 +49,18 @@ def find_categories(data: Path | None) -> list[str]:
         return sorted(TEXTURES)
     if not data.is_dir():
         raise InputError("no such folder", where=data, hint="name the folder that holds MVTec AD's categories")
-    found = sorted(path.name for path in data.iterdir() if (path / "train" / "good").is_dir())
-    if not found:
+    names = sorted(path.name for path in data.iterdir() if (path / "train" / "good").is_dir())
+    if not names:
         raise InputError("holds no category", where=data, hint="name the folder that holds capsule, metal_nut, …")
-    return found
+    return names
 
 
 def extractor_name(detector: str, dataset: str) -> str:
-    """The network of a detector: ResNet-18 as in the paper where there are parts, EfficientNet-Lite0 elsewhere.
+    """The network of a detector: the paper's where there are parts and weights for it, else EfficientNet-Lite0.
 
     For CFLOW-AD the paper has EfficientNet-B6.
     """
-    return "efficientnet_lite0" if dataset == EMBEDDED or detector == "cflow" else "resnet18"
+    return LITE if dataset == EMBEDDED else NETWORKS.get(detector, LITE)
 
 
 def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, images: int, seed: int) -> Category:

@@ -1,4 +1,4 @@
-"""What the paper leaves open: thresholds, sensitivity, growing regions, real defects, and what tuning is worth."""
+"""What the paper leaves open: thresholds, sensitivity, choices, growing regions, real defects, what tuning is worth."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from f2pad_jax.experiments.figures import TITLES
-from f2pad_jax.experiments.pictures import WIDTH, Tile, draw_grid, new_figure
-from f2pad_jax.experiments.tables import Done, by_detector, interval, markdown, only
-from f2pad_jax.experiments.variants import FACTORS, FULL, GROWTH
-from f2pad_jax.report import BACKBONE, REFINED, Row, draw
+from f2pad_jax.experiments.cases import Case, by_detector, f2pad_interval, mean, only, with_mean
+from f2pad_jax.experiments.tables import NONE, cell, markdown, pair
+from f2pad_jax.experiments.variants import BEST, CHOICES, FACTORS, FULL, GROWTH, TUNINGS
+from f2pad_jax.report import Row, draw
+from f2pad_jax.tiles import BACKBONE, PAGE, REFINED, Tile, draw_page, new_figure
 
 RULES = {
     FULL: "ours: synthetic anomalies",
@@ -21,52 +21,27 @@ RULES = {
     "quantile=0.999": "99.9 % of normal scores",
     "otsu": "Otsu, each picture alone",
     "triangle": "triangle, each picture alone",
-    "f1": "best F1 on the test set",
+    BEST: "best F1 on the test set",
 }
 SYMBOLS = {"alpha1": "α1", "beta0": "β0", "dilation": "dilation, px", "smallest": "threshold on ‖a‖", "seed": "seed"}
 COLOURS = ("#1b6ca8", "#c8553d", "#5b8c3e")  # of detectors
+SHOWN = 7  # rows of a figure of pictures
+
+Grown = tuple[Case, Case, np.ndarray]  # full and growing units of the same pictures, and how often each region grew
 
 
-def _mean(members: Sequence[Done], who: str) -> tuple[float, float]:
-    """IoU and DICE × 100 of a mask ("backbone" at its own threshold, "f2pad"), mean over units."""
-    iou, dice = (float(np.mean([one.run[who][key] for one in members])) for key in ("iou", "dice"))
-    return iou, dice
-
-
-def _interval(members: Sequence[Done], values: str = "f2pad_iou") -> list[float]:
-    """95 % interval of the mean over units, of the pictures that show a defect."""
-    samples = [one.scores[values][defects(one)] for one in members]
-    return interval(samples, seed=members[0].run["seed"])
-
-
-def defects(one: Done) -> np.ndarray:
-    """Which of a unit's pictures show a defect, (N,) bool."""
-    return np.asarray(one.category.masks.any(axis=(1, 2)))
-
-
-def _cell(members: Sequence[Done]) -> str:
-    low, high = _interval(members)
-    return "{:.1f} / {:.1f}".format(*_mean(members, "f2pad")) + f" ({low:.1f} to {high:.1f})"
-
-
-def thresholds(_: str, done: Sequence[Done]) -> str:
+def thresholds(_: str, cases: Sequence[Case]) -> str:
     """How much the backbone's mask and F2PAD depend on the rule for the threshold."""
     rows, spans = [], []
-    for detector, group in by_detector(done).items():
-        reached = {"backbone": [], "f2pad": []}
-        for variant, label in RULES.items():
-            members = only(group, variant)
-            if not members:
-                continue
-            covered = float(np.mean([part.record["covered"] for one in members for part in one.parts]))
-            backbone = _mean(members, "backbone")
-            rows.append([detector, label, "{:.1f} / {:.1f}".format(*backbone), f"{100 * covered:.1f}", _cell(members)])
-            if variant != "f1":
-                for who, values in reached.items():
-                    values.append(_mean(members, who)[0])
-        width = {who: max(values) - min(values) for who, values in reached.items() if values}
-        if width:
-            spans.append(f"{detector}: {width['backbone']:.1f} and {width['f2pad']:.1f}")
+    for detector, group in by_detector(cases).items():
+        units = {variant: only(group, variant) for variant in RULES if only(group, variant)}
+        for variant, members in units.items():
+            covered = f"{100 * np.mean([case.column('covered').mean() for case in members]):.1f}"
+            rows.append([detector, RULES[variant], pair(mean(members, "backbone")), covered, cell(members)])
+        without_truth = [members for variant, members in units.items() if variant != BEST]
+        if without_truth:
+            ious = [[mean(members, who, "iou")[0] for members in without_truth] for who in ("backbone", "f2pad")]
+            spans.append(f"{detector}: {np.ptp(ious[0]):.1f} and {np.ptp(ious[1]):.1f}")
     head = ["detector", "threshold", "backbone", "truth in the region, %", "F2PAD (95 % interval of IoU)"]
     return (
         f"{markdown(head, rows)}\nIoU / DICE × 100, means over pictures, then over categories. The backbone's mask is "
@@ -76,69 +51,64 @@ def thresholds(_: str, done: Sequence[Done]) -> str:
     )
 
 
-def threshold_dots(done: Sequence[Done], _: Path) -> Figure:
+def threshold_dots(cases: Sequence[Case], _: Path) -> Figure:
     """IoU of the backbone and of F2PAD for every rule."""
-    groups = by_detector(done)
-    labels = [label for variant, label in RULES.items() if only(done, variant)]
-    figure = new_figure(WIDTH, 0.6 + 0.24 * len(labels))
+    groups, rules = by_detector(cases), [variant for variant in RULES if only(cases, variant)]
+    figure = new_figure(PAGE[0], 0.6 + 0.24 * len(rules))
     bottom, height = 0.36 / figure.get_figheight(), 1 - 0.6 / figure.get_figheight()
     step = 0.765 / len(groups)
-    for k, (detector, group) in enumerate(groups.items()):
+    for k, group in enumerate(groups.values()):
         axes = figure.add_axes((0.23 + k * step, bottom, step - 0.02, height))
-        for row, label in enumerate(labels):
-            members = [one for one in group if RULES[one.unit.variant] == label]
+        for row, variant in enumerate(rules):
+            members = only(group, variant)
             if not members:
                 continue
-            ends = {who: _mean(members, who)[0] for who in ("backbone", "f2pad")}
-            axes.plot([*ends.values()], [row, row], color="0.7", linewidth=1.5, zorder=1)
-            for who, colour, name in (("backbone", BACKBONE, "backbone"), ("f2pad", REFINED, "F2PAD")):
-                axes.scatter(ends[who], row, s=26, color=colour, edgecolor="black", linewidth=0.4, zorder=3,
-                             label=name if row == 0 else None)  # fmt: skip
-            axes.plot(_interval(members), [row, row], color="black", linewidth=0.9, zorder=2)
-        axes.set_yticks(range(len(labels)), labels if k == 0 else [""] * len(labels), fontsize=7)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
+            ends = [mean(members, who, "iou")[0] for who in ("backbone", "f2pad")]
+            axes.plot(ends, [row, row], color="0.7", linewidth=1.5, zorder=1)
+            axes.plot(f2pad_interval(members), [row, row], color="black", linewidth=0.9, zorder=2)
+            axes.scatter(ends, [row, row], s=26, color=(BACKBONE, REFINED), edgecolor="black", linewidth=0.4, zorder=3)
+        axes.set_yticks(range(len(rules)), [RULES[v] if k == 0 else "" for v in rules], fontsize=7)
+        axes.set_ylim(len(rules) - 0.5, -0.5)
         axes.set_xlim(0, 102)
-        axes.set_xticks(range(20, 101, 20))
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(axis="x", linewidth=0.4, alpha=0.5)
-        axes.set_title(TITLES.get(detector, detector), fontsize=8, pad=3)
+        axes.set_title(group[0].title, fontsize=8, pad=3)
         axes.set_xlabel("IoU × 100", fontsize=7, labelpad=2)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="lower left", ncols=2, fontsize=7, frameon=False, borderaxespad=0)
+    for place, colour, name in ((0.01, BACKBONE, "backbone"), (0.1, REFINED, "F2PAD")):
+        figure.text(place, 0.02, f"● {name}", color=colour, fontsize=7)
     return figure
 
 
-def _ladder(group: Sequence[Done], factor: str) -> dict[str, list[Done]]:
+def _ladder(group: Sequence[Case], factor: str) -> dict[str, list[Case]]:
     """The units of each value of a factor, that of the full method among them, by increasing value."""
     steps = {value: only(group, f"{factor}={value}") for value in FACTORS[factor]}
-    full = only(group, FULL)
+    full = only(group)
     if full:
         run, relative = full[0].run, FACTORS[factor][0].startswith("x")
         own = run["seed"] if factor == "seed" else run["settings"][factor]
         steps["x1" if relative else f"{own:g}"] = full
     present = {value: members for value, members in steps.items() if members}
-    return dict(sorted(present.items(), key=lambda step: float(step[0].lstrip("x"))))
+    return {value: present[value] for value in _increasing(present)}
 
 
-def _steps(ladders: Iterable[dict[str, list[Done]]]) -> list[str]:
-    """All values of a factor, increasing."""
-    return sorted({value for ladder in ladders for value in ladder}, key=lambda value: float(value.lstrip("x")))
+def _increasing(values: Iterable[str]) -> list[str]:
+    return sorted({*values}, key=lambda value: float(value.lstrip("x")))
 
 
 def _text(value: str) -> str:
     return {"x0.333": "× 1/3", "x0.5": "× 1/2"}.get(value, value.replace("x", "× "))
 
 
-def sensitivity(_: str, done: Sequence[Done]) -> str:
+def sensitivity(_: str, cases: Sequence[Case]) -> str:
     """IoU with one setting changed at a time."""
-    groups = by_detector(done)
+    groups = by_detector(cases)
     rows = []
     for factor, symbol in SYMBOLS.items():
-        ladders = {detector: _ladder(group, factor) for detector, group in groups.items()}
-        for value in _steps(ladders.values()):
-            cells = [_cell(ladder[value]) if value in ladder else "–" for ladder in ladders.values()]
-            default = any(one.unit.variant == FULL for ladder in ladders.values() for one in ladder.get(value, ()))
-            rows.append([symbol, f"**{_text(value)}**" if default else _text(value), *cells])
+        ladders = [_ladder(group, factor) for group in groups.values()]
+        for value in _increasing(value for ladder in ladders for value in ladder):
+            members = [ladder.get(value, []) for ladder in ladders]
+            text = f"**{_text(value)}**" if any(only(units) for units in members) else _text(value)
+            rows.append([symbol, text, *map(cell, members)])
     return (
         f"{markdown(['', 'value', *groups], rows)}\nIoU / DICE × 100 of F2PAD (95 % interval of IoU), means over "
         "pictures, then over categories; **bold** is the full method. A seed stands for another split, coreset or "
@@ -147,75 +117,72 @@ def sensitivity(_: str, done: Sequence[Done]) -> str:
     )
 
 
-def sensitivity_lines(done: Sequence[Done], _: Path) -> Figure:
+def sensitivity_lines(cases: Sequence[Case], _: Path) -> Figure:
     """IoU over each setting, one line per detector."""
-    groups = by_detector(done)
-    figure = new_figure(WIDTH, 3.6)
-    ladders = [_ladder(group, factor) for group in groups.values() for factor in SYMBOLS]
-    every = [_mean(members, "f2pad")[0] for ladder in ladders for members in ladder.values()]
-    low = max(0.0, 10 * np.floor(min(every) / 10 - 0.5))
+    groups = by_detector(cases)
+    figure = new_figure(PAGE[0], 3.6)
     for place, (factor, symbol) in enumerate(SYMBOLS.items()):
         axes = figure.add_axes((0.065 + 0.32 * (place % 3), 0.6 - 0.485 * (place // 3), 0.285, 0.37))
         _draw_factor(axes, groups, factor)
-        axes.set_ylim(low, 100)
+        axes.set_ylim(max(0.0, 10 * np.floor(min(mean([case], "f2pad", "iou")[0] for case in cases) / 10)), 100)
         axes.set_xlabel(symbol, fontsize=8, labelpad=1)
         axes.tick_params(labelleft=place % 3 == 0)
-        if place % 3 == 0:
-            axes.set_ylabel("IoU × 100", fontsize=8)
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center", bbox_to_anchor=(0.85, 0.3), fontsize=8, frameon=False)
+    figure.axes[0].set_ylabel("IoU × 100", fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=(0.74, 0.25), fontsize=8, frameon=False)
     return figure
 
 
-def _draw_factor(axes: Axes, groups: dict[str, list[Done]], factor: str) -> None:
-    ladders = {detector: _ladder(group, factor) for detector, group in groups.items()}
-    values = _steps(ladders.values())
-    for k, (detector, ladder) in enumerate(ladders.items()):
+def _draw_factor(axes: Axes, groups: dict[str, list[Case]], factor: str) -> None:
+    ladders = [_ladder(group, factor) for group in groups.values()]
+    values = _increasing(value for ladder in ladders for value in ladder)
+    for k, (group, ladder) in enumerate(zip(groups.values(), ladders, strict=True)):
         places = np.array([values.index(value) for value in ladder]) + 0.08 * (k - (len(groups) - 1) / 2)
-        means = np.array([_mean(members, "f2pad")[0] for members in ladder.values()])
-        ends = np.array([_interval(members) for members in ladder.values()])
-        errors = np.maximum(0, [means - ends[:, 0], ends[:, 1] - means])
+        means = np.array([mean(members, "f2pad", "iou")[0] for members in ladder.values()])
+        low, high = np.array([f2pad_interval(members) for members in ladder.values()]).reshape(-1, 2).T
         axes.errorbar(
-            places,
-            means,
-            errors,
-            color=COLOURS[k % len(COLOURS)],
-            marker="o",
-            markersize=3.5,
-            linewidth=0 if factor == "seed" else 1.2,
-            elinewidth=0.7,
-            label=TITLES.get(detector, detector),
-        )
+            places, means, np.maximum(0, [means - low, high - means]), color=COLOURS[k % len(COLOURS)], marker="o",
+            markersize=3.5, linewidth=0 if factor == "seed" else 1.2, elinewidth=0.7, label=group[0].title,
+        )  # fmt: skip
     axes.set_xticks(range(len(values)), [_text(value) for value in values])
     axes.set_xlim(-0.4, len(values) - 0.6)
     axes.tick_params(labelsize=7)
     axes.grid(axis="y", linewidth=0.4, alpha=0.5)
 
 
-def _grown(done: Sequence[Done]) -> list[tuple[Done, Done, np.ndarray]]:
-    """Full and growing units of the same pictures, with how often each region grew."""
-    full = {one.unit[:3]: one for one in only(done)}
-    return [
-        (full[one.unit[:3]], one, np.array([part.record["rounds"] for part in one.parts]))
-        for one in only(done, GROWTH)
-        if one.unit[:3] in full
-    ]
+def choices(_: str, cases: Sequence[Case]) -> str:
+    """What the choices of the solver and of the detectors do to the masks, the iterations and the time."""
+    groups, rows = by_detector(cases), []
+    for variant, label in {FULL: "**default**", **CHOICES}.items():
+        members = only(cases, variant)
+        if members:
+            costs = [float(np.mean([case.column(key).mean() for case in members])) for key in ("iterations", "seconds")]
+            cells = [cell(only(group, variant)) for group in groups.values()]
+            rows.append([label, *cells, f"{costs[0]:.0f}", f"{costs[1]:.2f}"])
+    return (
+        f"{markdown(['choice', *groups, 'iterations', 'seconds'], rows)}\nIoU / DICE × 100 of F2PAD (95 % interval of "
+        "IoU), iterations and seconds an image, means over pictures, then over units. Rows that concern one detector "
+        "are compared with its own default.\n"
+    )
 
 
-def growth(_: str, done: Sequence[Done]) -> str:
+def _grown(cases: Sequence[Case]) -> list[Grown]:
+    full = {case.unit[:3]: case for case in only(cases)}
+    growing = [case for case in only(cases, GROWTH) if case.unit[:3] in full]
+    return [(full[case.unit[:3]], case, case.column("rounds")) for case in growing]
+
+
+def growth(_: str, cases: Sequence[Case]) -> str:
     """Whether regions that grow help: all pictures, and those that grew."""
     rows = []
-    for detector in by_detector(done):
-        pairs = [pair for pair in _grown(done) if pair[0].unit.detector == detector]
+    for detector, group in by_detector(cases).items():
+        pairs = _grown(group)
         if not pairs:
             continue
         grew = np.concatenate([rounds > 0 for *_, rounds in pairs])
+        sides = [full for full, *_ in pairs], [growing for _, growing, _ in pairs]
         values = {
-            key: [
-                np.concatenate([_column(one, key) for one, *_ in pairs]),
-                np.concatenate([_column(two, key) for _, two, _ in pairs]),
-            ]
-            for key in ("covered", "f2pad_iou", "seconds")
+            key: factor * np.array([np.concatenate([case.column(key) for case in side]) for side in sides])
+            for key, factor in (("covered", 100), ("f2pad_iou", 1), ("seconds", 1))
         }
         for label, chosen in (("all", np.ones_like(grew)), ("region grew", grew)):
             if chosen.any():
@@ -223,7 +190,7 @@ def growth(_: str, done: Sequence[Done]) -> str:
                     " → ".join(f"{side[chosen].mean():.{digits}f}" for side in values[key])
                     for key, digits in (("covered", 1), ("f2pad_iou", 1), ("seconds", 2))
                 ]
-                change = (values["f2pad_iou"][1] - values["f2pad_iou"][0])[chosen]
+                change = np.diff(values["f2pad_iou"], axis=0)[0][chosen]
                 better, worse = int((change > 1).sum()), int((change < -1).sum())
                 rows.append([detector, label, str(int(chosen.sum())), *cells, f"{better} / {worse}"])
     head = ["detector", "pictures", "number", "truth in the region, %", "F2PAD IoU", "seconds", "better / worse"]
@@ -234,55 +201,46 @@ def growth(_: str, done: Sequence[Done]) -> str:
     )
 
 
-def _column(one: Done, key: str) -> np.ndarray:
-    if key == "f2pad_iou":
-        return one.scores[key]
-    factor = 100 if key == "covered" else 1
-    return factor * np.array([part.record[key] for part in one.parts])
-
-
-def growth_pictures(done: Sequence[Done], _: Path) -> Figure:
+def growth_pictures(cases: Sequence[Case], _: Path) -> Figure:
     """Pictures whose region grew, from those that gain most to those that lose most."""
-    found = [
-        (float(two.scores["f2pad_iou"][index] - one.scores["f2pad_iou"][index]), one, two, int(index))
-        for one, two, rounds in _grown(done)
-        for index in np.flatnonzero(rounds)
-    ] or [(0.0, one, two, 0) for one, two, _ in _grown(done)]
-    found.sort(key=lambda case: -case[0])
-    kept = np.unique(np.linspace(0, len(found) - 1, min(6, len(found))).round().astype(int))
+    pairs = _grown(cases)
+    grown = [(full, growing, int(k)) for full, growing, rounds in pairs for k in np.flatnonzero(rounds)]
+    grown = grown or [(full, growing, 0) for full, growing, _ in pairs]
+    grown.sort(key=lambda shown: float(np.subtract(*(case.scores["f2pad_iou"][shown[2]] for case in shown[:2]))))
     rows, labels = [], []
-    for _, one, two, index in (found[k] for k in kept):
-        image, truth = one.category.images[index], one.category.masks[index]
-        rows.append([Tile(image), Tile(image, truth, "white")])
-        for side in (one, two):
-            part, iou = side.parts[index], side.scores["f2pad_iou"][index]
-            rows[-1].append(Tile(part.result.normal, truth=truth))
+    for full, growing, index in spread(grown, SHOWN - 1):
+        image, truth = full.category.images[index], full.category.masks[index]
+        rows.append([Tile(image), Tile(image, truth)])
+        for case in (full, growing):
+            part, iou = case.parts[index], case.scores["f2pad_iou"][index]
             caption = f"region {100 * part.record['covered']:.0f} %, IoU {iou:.1f}"
-            rows[-1].append(Tile(image, part.result.mask, REFINED, truth, caption))
-        labels.append(f"{one.unit.category} · {one.unit.detector}")
-    return draw_grid(rows, columns=["input", "truth", "n", "F2PAD", "n, growing", "F2PAD, growing"], labels=labels)
+            rows[-1].append(Tile(part.result.normal, truth=truth))
+            rows[-1].append(Tile(image, part.result.mask, REFINED, truth, caption=caption))
+        labels.append(f"{full.unit.category} · {full.unit.detector}")
+    return draw_page(rows, columns=["input", "truth", "n", "F2PAD", "n, growing", "F2PAD, growing"], labels=labels)
 
 
-def real(_: str, done: Sequence[Done]) -> str:
+def spread(items: Sequence, most: int) -> list:
+    """At most so many, evenly over all of them."""
+    return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
+
+
+def real(_: str, cases: Sequence[Case]) -> str:
     """MVTec AD's own defects with their own truth."""
     rows = []
-    for detector, group in by_detector(only(done)).items():
-        for label, members in [(one.unit.category, [one]) for one in group] + [("**mean**", group)]:
-            if label == "**mean**" and len(group) == 1:
-                continue
-            scored = [
-                f"{np.mean([one.run['backbone'][k] for one in members]):.1f}" for k in ("aupro", "pixel_auroc", "f1max")
-            ]
-            masked = ["{:.1f} / {:.1f}".format(*_mean(members, who)) for who in ("backbone_oracle", "backbone")]
-            shown = sum(int(defects(one).sum()) for one in members)
-            alarms = [
+    for detector, group in by_detector(only(cases)).items():
+        for label, members in with_mean(group):
+            scores = [f"{value:.1f}" for value in mean(members, "backbone", "aupro", "pixel_auroc", "f1max")]
+            masked = [pair(mean(members, who)) for who in ("backbone_oracle", "backbone")]
+            good = [
                 part.result.mask.mean()
-                for one in members
-                for part, bad in zip(one.parts, defects(one), strict=True)
-                if not bad
+                for case in members
+                for part, defect in zip(case.parts, case.shown, strict=True)
+                if not defect
             ]
-            marked = f"{100 * np.mean(alarms):.2f}" if alarms else "–"
-            rows.append([detector, label, f"{shown} / {len(alarms)}", *scored, *masked, _cell(members), marked])
+            marked = f"{100 * np.mean(good):.2f}" if good else NONE
+            counts = f"{sum(int(case.shown.sum()) for case in members)} / {len(good)}"
+            rows.append([detector, label, counts, *scores, *masked, cell(members), marked])
     head = ["detector", "category", "defects / good", "AUPRO", "pixel AUROC", "F1max", "backbone, best threshold"]
     head += ["backbone, own threshold", "F2PAD (95 % interval of IoU)", "marked in good pictures, %"]
     return (
@@ -293,42 +251,37 @@ def real(_: str, done: Sequence[Done]) -> str:
     )
 
 
-def real_pictures(done: Sequence[Done], _: Path) -> Figure:
+def real_pictures(cases: Sequence[Case], _: Path) -> Figure:
     """One picture of each kind of defect, the middle one by F2PAD's IoU, of the first detector."""
-    first = next(iter(by_detector(only(done)).values()))
-    found: list[tuple[Done, int]] = []
-    for one in first:
+    middle: list[tuple[Case, int]] = []
+    for case in next(iter(by_detector(only(cases)).values())):
         kinds: dict[str, list[int]] = {}
-        for index in np.flatnonzero(defects(one)):
-            kinds.setdefault(one.category.names[index].split("/")[0], []).append(int(index))
+        for index in np.flatnonzero(case.shown):
+            kinds.setdefault(case.category.names[index].split("/")[0], []).append(int(index))
         for members in kinds.values():
-            members.sort(key=lambda index: float(one.scores["f2pad_iou"][index]))
-            found.append((one, members[len(members) // 2]))
-    kept = np.unique(np.linspace(0, len(found) - 1, min(7, len(found))).round().astype(int))
+            members.sort(key=lambda index: float(case.scores["f2pad_iou"][index]))
+            middle.append((case, members[len(members) // 2]))
     rows = []
-    for one, index in (found[k] for k in kept):
-        result, best = one.parts[index].result, one.run["backbone_oracle"]["threshold"]
-        label = f"{one.unit.category} · {one.category.names[index].split('/')[0]}"
+    for case, index in spread(middle, SHOWN):
+        result, best = case.parts[index].result, case.run["backbone_oracle"]["threshold"]
+        label = f"{case.unit.category} · {case.category.names[index].split('/')[0]}"
         rows.append(
-            Row(label, one.category.images[index], result.score_map, best, result.score_map > best, result.mask,
-                result.normal, one.category.masks[index])
+            Row(label, case.category.images[index], result.score_map, best, result.score_map > best, result.mask,
+                result.normal, case.category.masks[index])
         )  # fmt: skip
     return draw(rows)
 
 
-def tuning(_: str, done: Sequence[Done]) -> str:
+def tuning(_: str, cases: Sequence[Case]) -> str:
     """Default settings, those tuned on synthetic anomalies and those chosen on the test set, side by side."""
+    synthetic, default, oracle = TUNINGS
     rows = []
-    for detector, group in by_detector(done).items():
-        names = list(dict.fromkeys(one.unit.category for one in group))
-        for label in [*names, "mean"] if len(names) > 1 else names:
-            cells = []
-            for variant in ("tuning=default", "tuning=synthetic", "tuning=oracle"):
-                members = [one for one in only(group, variant) if label in ("mean", one.unit.category)]
-                cells.append(_cell(members) if members else "–")
-                if variant != "tuning=default":
-                    cells.append(_chosen(members[0]) if label != "mean" and members else "")
-        rows.append([detector, f"**{label}**" if label == "mean" else label, *cells])
+    for detector, group in by_detector(cases).items():
+        for label, members in with_mean(group):
+            rows.append([detector, label, cell(only(members, default))])
+            for variant in (synthetic, oracle):
+                units = only(members, variant)
+                rows[-1] += [cell(units), _chosen(units[0]) if len(units) == 1 else ""]
     head = ["detector", "category", "default", "tuned on synthetic anomalies", "α1, β0, K", "chosen on the test set"]
     return (
         f"{markdown([*head, 'α1, β0, K'], rows)}\nIoU / DICE × 100 of F2PAD (95 % interval of IoU), means over "
@@ -337,6 +290,6 @@ def tuning(_: str, done: Sequence[Done]) -> str:
     )
 
 
-def _chosen(one: Done) -> str:
-    settings = one.run["settings"]
+def _chosen(case: Case) -> str:
+    settings = case.run["settings"]
     return ", ".join(f"{settings[name]:g}" for name in ("alpha1", "beta0", "components"))

@@ -1,38 +1,47 @@
-"""Ways to segment that experiments compare: each a name, and most of them one change of the full method."""
+"""Ways to segment that experiments compare; a new one is a name, and mostly nothing else.
+
+A variant is "full", one of the special names below, or changes of the full method joined by commas, such as
+"tolerance=x10,patience=10". What `Settings` and `Procedure` have is changed in the fitted model ("x10" makes a number
+ten times as large), "quantile=…" sets both thresholds, and everything else asks for another fit: "seed=…",
+"tuning=…", "precision=…" of the extractor, or an option of the detector's own fit, such as "rank=16".
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from skimage.filters import threshold_otsu, threshold_triangle
 
-from f2pad_jax.core.pixels import denormalize, normalize
+from f2pad_jax.core import Settings
+from f2pad_jax.core.pixels import denormalize
+from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
-from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.growing import segment_growing
+from f2pad_jax.fitting import refit_mixture
+from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
-from f2pad_jax.pipeline import Segmentation, begin, clean, find_region, find_solutions, masking, segment_many
-from f2pad_jax.settings import Settings
+from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
+from f2pad_jax.preparing import find_region, plan
+from f2pad_jax.segmentation import Segmentation, clean, find_solutions, segment_regions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
-FULL, CURVES = "full", "curves"
-ABLATIONS: dict[str, dict[str, Any]] = {
-    "initialisation": {},
-    "no-pixel-prior": {"alpha1": 0.0},
-    "no-sparsity": {"beta0": 0.0},
-    "no-sharing": {"sharing": "none"},
+FULL, CURVES, GROWTH, PAPER, BEST = "full", "curves", "growth", "paper", "f1"
+PRESETS = {
+    "no-pixel-prior": "alpha1=0",
+    "no-sparsity": "beta0=0",
+    "no-sharing": "sharing=False,share_gradient=False",
 }
-OWN_RULES = {  # threshold of the backbone's mask and of the region, from one picture's scores
+ABLATIONS = ("initialisation", *PRESETS)
+OWN_RULES: dict[str, Callable[[np.ndarray], Any]] = {  # threshold of both masks, from one picture's scores
     "otsu": threshold_otsu,
     "triangle": threshold_triangle,
 }
-THRESHOLDS = ("quantile=0.99", "quantile=0.999", *OWN_RULES, "f1")
-FACTORS: dict[str, tuple[str, ...]] = {  # one is changed at a time; "x3" makes it three times as large
+THRESHOLDS = ("quantile=0.99", "quantile=0.999", *OWN_RULES, BEST)
+FACTORS: dict[str, tuple[str, ...]] = {  # one is changed at a time
     "alpha1": ("x0.333", "x3"),
     "beta0": ("x0.5", "x2"),
     "dilation": ("2", "8"),
@@ -41,10 +50,37 @@ FACTORS: dict[str, tuple[str, ...]] = {  # one is changed at a time; "x3" makes 
 }
 SENSITIVITY = tuple(f"{name}={value}" for name, values in FACTORS.items() for value in values)
 TUNINGS = ("tuning=synthetic", "tuning=default", "tuning=oracle")
-GROWTH = "growth"
+CHOICES = {
+    "proximal=False,smallest=0.45": "penalty in the gradient, ‖a‖ > 0.45",
+    "adaptive=True,rate=0.03": "step sizes of Eq. (15)",
+    "warm_up=0": "no warm-up",
+    "warm_up=10": "warm-up of 10",
+    "warm_up=40": "warm-up of 40",
+    "patience=5": "patience of 5",
+    "tolerance=x10,patience=10": "tolerance × 10, patience of 10",
+    "rate=x0.5": "half the rate",
+    "rate=x2": "twice the rate",
+    "rise=1": "constant rate",
+    "rise=8": "rate rises eightfold",
+    "limit=30": "limit of 30",
+    "limit=120": "limit of 120",
+    "start=image": "start from x",
+    "start=harmonic": "start from the harmonic fill",
+    "start=matching": "start from the matching fill",
+    "share_gradient=True": "neighbours share ‖a‖ and the gradient",
+    "no-sharing": "neighbours share nothing",
+    "cleaning=opening": "3 × 3 opening",
+    "alpha2=0": "no total variation",
+    PAPER: "the paper's settings",
+    "precision=bf16": "extractor in bfloat16",
+    "rank=16": "16 eigenvectors",
+    "blocks=2": "2 couplings a flow",
+    "blocks=8": "8 couplings a flow",
+}
+_AFTER = {"quantile", *(field.name for kind in (Settings, Procedure) for field in fields(kind))}  # the fit
 
 
-class Found(NamedTuple):
+class Outcome(NamedTuple):
     """What a variant found in one picture.
 
     Attributes:
@@ -58,74 +94,52 @@ class Found(NamedTuple):
     extra: dict[str, Any]
 
 
-def seed_of(variant: str, seed: int) -> int:
-    """The seed that the variant's model is fitted with: its own ("seed=1"), or the given one."""
-    name, _, value = variant.partition("=")
-    return int(value) if name == "seed" else seed
+def changes(variant: str) -> dict[str, str]:
+    """What a variant changes, by name; empty for special names."""
+    parts = [part.partition("=") for part in PRESETS.get(variant, variant).split(",")]
+    return {name: value for name, sign, value in parts if sign}
+
+
+def fit_changes(variant: str) -> dict[str, str]:
+    """Those changes that ask for a model of their own."""
+    return {name: value for name, value in changes(variant).items() if name not in _AFTER}
+
+
+def applies(variant: str, detector: str) -> bool:
+    """Whether the detector has the options that a variant changes."""
+    return fit_changes(variant).keys() <= {"seed", "tuning", "precision", *options_of(detector_class(detector))}
 
 
 def shares_scores(variant: str) -> bool:
     """Whether the backbone's scores are those of the full method, which then keeps them."""
-    return variant not in (FULL, CURVES) and not variant.startswith(("seed=", "tuning="))
+    return variant not in (FULL, CURVES) and not fit_changes(variant)
 
 
 def change(model: Model, variant: str, category: Category) -> Model:
     """The model of a variant, made from that of the full method.
 
     Args:
-      model: as fitted or tuned, with the variant's own seed and tuning where it has one.
-      variant: "full", or a name of this module.
+      model: as fitted or tuned; where `fit_changes` has something, in that way.
+      variant: its name.
       category: the pictures; "f1" knows their truth.
     """
-    name, _, value = variant.partition("=")
-    if variant == "f1":
+    asked = changes(variant)
+    if variant == BEST:
         return _at(model, f1max(score_maps(model, category.images), category.masks)[1])
-    if name == "quantile":
-        return _at(model, float(np.quantile(score_maps(model, model.held_out), float(value))))
-    changes = dict(ABLATIONS.get(variant, {}))
-    if name in Settings._fields:
-        own = getattr(model.settings, name)
-        changes[name] = own * float(value[1:]) if value.startswith("x") else type(own)(float(value))
-    return replace(model, settings=model.settings._replace(**changes))
+    if variant == PAPER:
+        settings, procedure = paper_settings()
+        return replace(model, settings=settings, procedure=procedure)
+    if "quantile" in asked:
+        return _at(model, float(np.quantile(score_maps(model, model.held_out), float(asked["quantile"]))))
+    settings, procedure = (
+        replace(own, **{name: _value(getattr(own, name), text) for name, text in asked.items() if hasattr(own, name)})
+        for own in (model.settings, model.procedure)
+    )
+    changed = replace(model, settings=settings, procedure=procedure)
+    return refit_mixture(changed, procedure.components) if "components" in asked else changed
 
 
-def _at(model: Model, threshold: float) -> Model:
-    return replace(model, threshold=threshold, region_threshold=threshold)
-
-
-def by_difference(model: Model, images: np.ndarray, *, solve: bool) -> list[Segmentation]:
-    """Masks by the difference of x and n within the region, with n from the fill alone or solved without sparsity.
-
-    Args:
-      model: as fitted; for a solve without sparsity its β0 is zero.
-      images: uint8 RGB (N, S, S, 3).
-      solve: whether to solve; else n is the fill n⁽⁰⁾.
-    """
-    began = time.perf_counter()
-    maps, x = score_maps(model, images), normalize(images)
-    regions = [find_region(model, scores) for scores in maps]
-    suspect = [k for k, region in enumerate(regions) if region.any()]
-    starts = {k: begin(model, x[k], regions[k]) for k in suspect}
-    recovered, iterations = {k: start.anchor for k, start in starts.items()}, [0] * len(images)
-    if solve:
-        for place, solution in find_solutions([masking(model, x[k], regions[k], starts[k]) for k in suspect]):
-            k = suspect[place]
-            recovered[k], iterations[k] = np.asarray(solution.normal), int(solution.iterations)
-    found = []
-    for k, image in enumerate(images):
-        normal = np.where(regions[k][..., None], denormalize(recovered[k]), image) if k in recovered else image
-        anomaly = (image.astype(np.float32) - normal) / 255
-        mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
-        mask = clean(mask, kind=model.settings.cleaning) if solve else mask
-        status = "difference" if k in recovered else "normal"
-        found.append(
-            Segmentation(mask, normal, anomaly, maps[k] > model.threshold, maps[k], iterations[k], status, 0.0)
-        )
-    seconds = (time.perf_counter() - began) / len(images)
-    return [result._replace(seconds=seconds) for result in found]
-
-
-def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Found]:
+def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Outcome]:
     """Segments pictures one way.
 
     Args:
@@ -133,24 +147,79 @@ def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Fo
       variant: its name.
       images: uint8 RGB (N, S, S, 3).
     """
-    if variant == CURVES:
-        for curves in trace(model, images):
-            yield _found(model, curves.result, losses=curves.losses, plain=curves.plain)
-    elif variant == GROWTH:
-        for growth in segment_growing(model, images):
-            yield Found(growth.result, growth.region, {"rounds": growth.rounds})
-    elif variant in OWN_RULES:
-        for image, scores in zip(images, score_maps(model, images), strict=True):
-            own = _at(model, float(OWN_RULES[variant](scores)))
-            (result,) = segment_many(own, image[None], initial_maps=scores[None])
-            yield _found(own, result, threshold=own.threshold)
-    elif variant in ("initialisation", "no-sparsity"):
-        for result in by_difference(model, images, solve=variant == "no-sparsity"):
-            yield _found(model, result)
+    began = time.perf_counter()
+    sights = look(model, images)
+    seeing = (time.perf_counter() - began) / len(images)
+    for outcome in _solve(model, variant, images, sights):
+        yield outcome._replace(result=replace(outcome.result, seconds=outcome.result.seconds + seeing))
+
+
+def by_difference(
+    model: Model, images: np.ndarray, sights: Sequence[Sight], regions: Sequence[np.ndarray], *, solve: bool
+) -> list[Segmentation]:
+    """Masks by the difference of x and n within the region, with n from the fill alone or solved without sparsity.
+
+    Args:
+      model: as fitted; for a solve without sparsity its β0 is zero.
+      images: uint8 RGB (N, S, S, 3).
+      sights: of `look`.
+      regions: where n is free, (S, S) bool each.
+      solve: whether to solve; else n is the fill n⁽⁰⁾.
+    """
+    began = time.perf_counter()
+    plans = {k: plan(model, sights[k], region) for k, region in enumerate(regions) if region.any()}
+    recovered, iterations = {k: each.start.fill for k, each in plans.items()}, [0] * len(images)
+    for place, solution in find_solutions(model, list(plans.values())) if solve else ():
+        k = list(plans)[place]
+        recovered[k], iterations[k] = np.asarray(solution.normal), int(solution.iterations)
+    results = []
+    for k, (image, sight, region) in enumerate(zip(images, sights, regions, strict=True)):
+        normal = np.where(region[..., None], denormalize(recovered[k]), image) if k in recovered else image
+        anomaly = (image.astype(np.float32) - normal) / 255
+        mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
+        results.append(
+            Segmentation(
+                mask=clean(mask, kind=model.procedure.cleaning) if solve else mask,
+                normal=normal,
+                anomaly=anomaly,
+                initial_mask=sight.scores > model.threshold,
+                score_map=sight.scores,
+                iterations=iterations[k],
+                status="difference" if k in recovered else "normal",
+                seconds=0.0,
+            )
+        )
+    seconds = (time.perf_counter() - began) / len(images)
+    return [replace(result, seconds=seconds) for result in results]
+
+
+def _solve(model: Model, variant: str, images: np.ndarray, sights: Sequence[Sight]) -> Iterator[Outcome]:
+    if variant in OWN_RULES:
+        for image, sight in zip(images, sights, strict=True):
+            own = _at(model, float(OWN_RULES[variant](sight.scores)))
+            region = find_region(own, sight.scores)
+            (result,) = segment_regions(own, image[None], [sight], [region])
+            yield Outcome(result, region, {"threshold": own.threshold})
+        return
+    regions = [find_region(model, sight.scores) for sight in sights]
+    if variant in ("initialisation", "no-sparsity"):
+        results = by_difference(model, images, sights, regions, solve=variant == "no-sparsity")
     else:
-        for result in segment_many(model, images):
-            yield _found(model, result)
+        results = segment_regions(model, images, sights, regions)
+    if variant == GROWTH:
+        for growth in let_grow(model, images, sights, regions, results):
+            yield Outcome(growth.result, growth.region, {"rounds": growth.rounds})
+        return
+    for sight, region, result in zip(sights, regions, results, strict=True):
+        yield Outcome(result, region, trace(model, sight, region)._asdict() if variant == CURVES else {})
 
 
-def _found(model: Model, result: Segmentation, **extra: Any) -> Found:
-    return Found(result, find_region(model, result.score_map), extra)
+def _at(model: Model, threshold: float) -> Model:
+    return replace(model, threshold=threshold, region_threshold=threshold)
+
+
+def _value(own: Any, text: str) -> Any:
+    """A value of a setting, which is now `own`."""
+    if isinstance(own, bool | str):
+        return text == "True" if isinstance(own, bool) else text
+    return own * float(text[1:]) if text.startswith("x") else type(own)(float(text))
