@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,8 +15,14 @@ from scipy.spatial.distance import mahalanobis
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
-from f2pad_jax.detectors import DETECTORS, cflow, get_detector, padim, patchcore
+from f2pad_jax.checkpoint import load_arrays, save_arrays
+from f2pad_jax.detectors import DETECTORS, Detector, check_options, detector_class, options_of, padim, patchcore
+from f2pad_jax.detectors.cflow import CFlow
+from f2pad_jax.detectors.padim import PaDiM
+from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
+from f2pad_jax.networks import flow
+from f2pad_jax.networks.flow import FlowSpec
 
 CHANNELS = (6, 5, 4)
 SIDES = (8, 4, 2)
@@ -94,11 +101,11 @@ def test_padims_embedding_is_the_references_unfolding() -> None:
 @pytest.mark.parametrize(("count", "kept"), [(40, None), (16, None), (15, None), (9, None), (2, None), (12, 7), (7, 7)])
 def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    params = padim.fit(maps, channels=kept)
-    channels = np.asarray(params["channels"])
+    detector = PaDiM.fit(maps, channels=kept)
+    channels = np.asarray(detector.channels)
     assert len(channels) == (kept or 15)
-    assert ("precision" in params) == (count > len(channels))
-    scores, squares = padim.score(params, one(test)), padim.squared_distances(params, one(test))
+    assert isinstance(detector.inverse, padim.Dense) == (count > len(channels))
+    scores, squares = detector.score(one(test)), detector.summands(one(test))
     for i, j in [(0, 0), (0, 7), (3, 4), (7, 2)]:
         mean = repeated(maps)[:, i, j][:, channels].mean(axis=0)
         inverse = inverse_covariance(maps, channels, i, j)
@@ -109,34 +116,44 @@ def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
 
 def test_padims_low_rank_form_equals_the_full_one() -> None:
     maps, test = draw_maps(9), draw_maps(1, seed=9)
-    low = padim.fit(maps)
-    assert low["basis"].shape == (64, 8, 15)
+    low = PaDiM.fit(maps)
+    assert isinstance(low.inverse, padim.LowRank)
+    assert low.inverse.basis.shape == (64, 8, 15)
     channels = np.arange(15)
     dense = [inverse_covariance(maps, channels, i, j) for i, j in np.ndindex(8, 8)]
-    full = {k: low[k] for k in ("channels", "mean")} | {"precision": jnp.asarray(np.stack(dense), jnp.float32)}
+    full = low.replace(inverse=padim.Dense(jnp.asarray(np.stack(dense), jnp.float32)))
 
-    def both(params: padim.Params) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-        return jax.value_and_grad(lambda m: padim.squared_distances(params, m).sum())(one(test))
+    def both(detector: PaDiM) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return jax.value_and_grad(lambda m: detector.summands(m).sum())(one(test))
 
     for found, wanted in zip(jax.tree.leaves(both(low)), jax.tree.leaves(both(full)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=2e-4, atol=2e-4 * np.abs(wanted).max())
 
 
-def test_padims_cut_basis_never_lowers_a_distance(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps, test = draw_maps(12), one(draw_maps(1, seed=9))
-    exact = np.asarray(padim.squared_distances(padim.fit(maps), test))
-    monkeypatch.setattr(padim, "MAX_RANK", 5)
-    cut = padim.fit(maps)
-    assert cut["basis"].shape[1] == 5
-    assert (np.asarray(padim.squared_distances(cut, test)) > 0.999 * exact).all()
+def test_padims_cut_basis_never_lowers_a_distance() -> None:
+    count, width = padim.MAX_RANK + 20, padim.MAX_RANK + 30
+    rng = np.random.default_rng(0)
+    spread = np.geomspace(0.01, 3, width).astype(np.float32)
+    maps = (spread * rng.standard_normal((count, 1, 2, width), np.float32),)
+    test = (jnp.asarray(spread * rng.standard_normal((1, 2, width), np.float32)),)
+    cut = PaDiM.fit(maps, channels=width)
+    assert isinstance(cut.inverse, padim.LowRank)
+    assert cut.inverse.basis.shape == (2, padim.MAX_RANK, width)
+    for position, found in enumerate(np.asarray(cut.summands(test))[0]):
+        features = maps[0][:, 0, position].astype(float)
+        delta = np.asarray(test[0][0, position], float) - features.mean(axis=0)
+        inverse = np.linalg.inv(np.cov(features, rowvar=False) + regulariser(maps, np.arange(width)) * np.eye(width))
+        exact = delta @ inverse @ delta
+        assert 0.999 * exact < found < 1.2 * exact
 
 
 @pytest.mark.parametrize(("count", "rank"), [(40, 5), (9, 5), (40, 1), (9, 7)])
 def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    params = padim.fit(maps, rank=rank)
-    assert (params["basis"].shape, params["floor"].shape) == ((64, rank, 15), (64, 1))
-    squares = padim.squared_distances(params, one(test))
+    detector = PaDiM.fit(maps, rank=rank)
+    assert isinstance(detector.inverse, padim.LowRank)
+    assert (detector.inverse.basis.shape, detector.inverse.floor.shape) == ((64, rank, 15), (64, 1))
+    squares = detector.summands(one(test))
     floor = regulariser(maps, np.arange(15))
     for i, j in [(0, 0), (0, 7), (3, 4), (7, 2)]:
         value, vector = np.linalg.eigh(np.cov(repeated(maps)[:, i, j], rowvar=False))
@@ -148,10 +165,10 @@ def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
 @pytest.mark.parametrize("count", [40, 9])
 def test_padims_error_falls_with_the_rank(count: int) -> None:
     maps, test = draw_maps(count), one(draw_maps(1, seed=9))
-    exact = np.asarray(padim.score(padim.fit(maps), test))
+    exact = np.asarray(PaDiM.fit(maps).score(test))
     errors = []
     for rank in (1, 2, 4, 6, 8, 11, 14, 15):
-        found = np.asarray(padim.score(padim.fit(maps, rank=rank), test))
+        found = np.asarray(PaDiM.fit(maps, rank=rank).score(test))
         errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
     assert np.all(np.diff(errors) <= 1e-6)
     assert errors[0] > 0.1
@@ -161,17 +178,17 @@ def test_padims_error_falls_with_the_rank(count: int) -> None:
 def test_a_rank_that_cuts_nothing_changes_nothing() -> None:
     for count in (40, 9):
         maps = draw_maps(count)
-        jax.tree.map(np.testing.assert_array_equal, padim.fit(maps, rank=15), padim.fit(maps))
+        jax.tree.map(np.testing.assert_array_equal, PaDiM.fit(maps, rank=15), PaDiM.fit(maps))
     with pytest.raises(InputError, match="a rank of 0 keeps nothing"):
-        padim.fit(maps, rank=0)
+        PaDiM.fit(maps, rank=0)
 
 
 def test_padim_takes_positions_where_training_features_agree() -> None:
     maps = draw_maps(5)
     for m in maps:
         m[:, :1, :1] = m[:1, :1, :1]
-    params = padim.fit(maps)
-    distance = float(padim.squared_distances(params, one(draw_maps(1, seed=9)))[0, 0])
+    detector = PaDiM.fit(maps)
+    distance = float(detector.summands(one(draw_maps(1, seed=9)))[0, 0])
     delta = repeated(draw_maps(1, seed=9))[0, 0, 0] - repeated(maps)[0, 0, 0]
     np.testing.assert_allclose(distance, delta @ delta / regulariser(maps, np.arange(15)), rtol=1e-3)
 
@@ -179,9 +196,9 @@ def test_padim_takes_positions_where_training_features_agree() -> None:
 @pytest.mark.parametrize("count", [40, 9])
 def test_padims_gradient_is_twice_the_whitened_difference(count: int) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    params = padim.fit(maps)
+    detector = PaDiM.fit(maps)
     weight = np.random.default_rng(0).standard_normal((8, 8))
-    found = jax.grad(lambda m: jnp.sum(weight * padim.squared_distances(params, m)))(one(test))
+    found = jax.grad(lambda m: jnp.sum(weight * detector.summands(m)))(one(test))
     wanted = np.zeros((8, 8, 15))
     for i, j in np.ndindex(8, 8):
         delta = repeated(test)[0, i, j] - repeated(maps)[:, i, j].mean(axis=0)
@@ -202,21 +219,16 @@ def test_all_of_resnet18s_channels_fit_into_memory() -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     positions, rank = 56 * 56, min(209 - 1, padim.MAX_RANK)
-    params = {
-        "channels": array(448, dtype=np.int32),
-        "mean": array(positions, 448),
-        "basis": array(positions, rank, 448),
-        "gain": array(positions, rank),
-        "floor": array(),
-    }
+    inverse: Any = padim.LowRank(array(positions, rank, 448), array(positions, rank), array(positions, 1))  # pyright: ignore[reportArgumentType]
+    detector: Any = PaDiM(array(448, dtype=np.int32), array(positions, 448), inverse)  # pyright: ignore[reportArgumentType]
     maps = array(56, 56, 64), array(28, 28, 128), array(14, 14, 256)
 
-    def total(params: padim.Params, maps: tuple[jax.Array, ...]) -> jax.Array:
-        return padim.squared_distances(params, maps).sum()
+    def total(detector: PaDiM, maps: tuple[jax.Array, ...]) -> jax.Array:
+        return detector.summands(maps).sum()
 
-    assert jax.eval_shape(padim.squared_distances, params, maps).shape == (56, 56)
-    for function in (padim.score, jax.value_and_grad(total, argnums=1)):
-        memory: Any = jax.jit(function).lower(params, maps).compile().memory_analysis()
+    assert jax.eval_shape(PaDiM.summands, detector, maps).shape == (56, 56)
+    for function in (PaDiM.score, jax.value_and_grad(total, argnums=1)):
+        memory: Any = jax.jit(function).lower(detector, maps).compile().memory_analysis()
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         assert memory.argument_size_in_bytes > positions * 448 * rank * 4
         assert held < 2 * 2**30
@@ -278,16 +290,16 @@ def test_the_whole_set_is_its_own_coreset() -> None:
 
 def test_the_bank_holds_training_patches() -> None:
     maps = draw_maps(6)
-    params = patchcore.fit(maps, ratio=0.25, seed=3)
+    detector = PatchCore.fit(maps, ratio=0.25, seed=3)
     deviations = [m.astype(float).reshape(-1, m.shape[-1]).var(axis=0).mean() ** 0.5 for m in maps[1:]]
-    np.testing.assert_allclose(params["scale"], np.repeat(deviations, CHANNELS[1:]), rtol=1e-5)
-    patches = np.concatenate([patchcore.embed(one(maps, k), params["scale"]).reshape(16, 9) for k in range(6)])
-    bank = np.asarray(params["bank"])
+    np.testing.assert_allclose(detector.scale, np.repeat(deviations, CHANNELS[1:]), rtol=1e-5)
+    patches = np.concatenate([patchcore.embed(one(maps, k), detector.scale).reshape(16, 9) for k in range(6)])
+    bank = np.asarray(detector.bank)
     assert bank.shape == (24, 9)
     distances = pairwise_distances(bank.astype(float), patches.astype(float))
     np.testing.assert_allclose(distances.min(axis=1), 0, atol=1e-5)
     assert len(set(distances.argmin(axis=1).tolist())) == 24
-    np.testing.assert_allclose(params["norm"], np.square(bank).sum(axis=-1), rtol=1e-6)
+    np.testing.assert_allclose(detector.norm, np.square(bank).sum(axis=-1), rtol=1e-6)
     # Covering by greedy k-centers beats a random choice of as many patches.
     rest = pairwise_distances(patches, bank).min(axis=1).max()
     rng = np.random.default_rng(0)
@@ -298,27 +310,27 @@ def test_the_bank_holds_training_patches() -> None:
 
 def test_the_bank_depends_on_the_seed_alone_and_has_a_limit() -> None:
     maps = draw_maps(4)
-    first, again, other = (np.asarray(patchcore.fit(maps, seed=seed)["bank"]) for seed in (1, 1, 2))
+    first, again, other = (np.asarray(PatchCore.fit(maps, seed=seed).bank) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert first.shape == (6, 9)
     assert not np.array_equal(first, other)
-    assert patchcore.fit(maps, limit=3)["bank"].shape == (3, 9)
-    assert patchcore.fit(draw_maps(1), ratio=1e-6)["bank"].shape == (1, 9)
+    assert PatchCore.fit(maps, limit=3).bank.shape == (3, 9)
+    assert PatchCore.fit(draw_maps(1), ratio=1e-6).bank.shape == (1, 9)
 
 
 def test_patchcores_score_is_scikit_learns_nearest_neighbour() -> None:
-    params = patchcore.fit(draw_maps(10), ratio=0.5)
+    detector = PatchCore.fit(draw_maps(10), ratio=0.5)
     test = draw_maps(1, seed=9)
-    features = np.asarray(patchcore.embed(one(test), params["scale"]), float).reshape(16, 9)
-    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.asarray(params["bank"], float))
+    features = np.asarray(patchcore.embed(one(test), detector.scale), float).reshape(16, 9)
+    neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.asarray(detector.bank, float))
     wanted = neighbours.kneighbors(features)[0][:, 0] ** 2
-    np.testing.assert_allclose(patchcore.score(params, one(test)), wanted.reshape(4, 4), rtol=2e-5)
+    np.testing.assert_allclose(detector.score(one(test)), wanted.reshape(4, 4), rtol=2e-5)
 
 
 def test_a_training_patch_in_the_bank_scores_zero() -> None:
     maps = draw_maps(3)
-    params = patchcore.fit(maps, ratio=1.0)
-    scores = np.asarray(patchcore.score(params, one(maps)))
+    detector = PatchCore.fit(maps, ratio=1.0)
+    scores = np.asarray(detector.score(one(maps)))
     assert scores.min() >= 0
     np.testing.assert_allclose(scores, 0, atol=1e-4)
 
@@ -327,41 +339,41 @@ POSITIONS = jnp.asarray([0, 3, 6, 15, 6], jnp.int32)
 
 
 @pytest.fixture(scope="module")
-def local_case() -> tuple[patchcore.Params, patchcore.Params, np.ndarray]:
+def local_case() -> tuple[PatchCore, patchcore.Local, np.ndarray]:
     """A bank of 160, the candidates at some positions of one image, and their choice by brute force."""
-    params = patchcore.fit(draw_maps(20), ratio=0.5)
+    detector = PatchCore.fit(draw_maps(20), ratio=0.5)
     start = one(draw_maps(1, seed=9))
-    local = patchcore.localize(params, start, POSITIONS)
-    features = np.asarray(patchcore.embed(start, params["scale"]), float).reshape(16, 9)[POSITIONS]
-    order = pairwise_distances(features, np.asarray(params["bank"], float)).argsort(axis=1)[:, :50]
-    return params, local, np.asarray(params["bank"])[order]
+    local = detector.localize(start, POSITIONS)
+    features = np.asarray(patchcore.embed(start, detector.scale), float).reshape(16, 9)[POSITIONS]
+    order = pairwise_distances(features, np.asarray(detector.bank, float)).argsort(axis=1)[:, :50]
+    return detector, local, np.asarray(detector.bank)[order]
 
 
 def test_the_candidates_are_the_fifty_nearest(
-    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+    local_case: tuple[PatchCore, patchcore.Local, np.ndarray],
 ) -> None:
-    params, local, wanted = local_case
-    assert params["bank"].shape == (160, 9)
-    assert local["candidates"].shape == (5, 50, 9)
-    for found, brute in zip(np.asarray(local["candidates"]), wanted, strict=True):
+    detector, local, wanted = local_case
+    assert detector.bank.shape == (160, 9)
+    assert local.candidates.shape == (5, 50, 9)
+    for found, brute in zip(np.asarray(local.candidates), wanted, strict=True):
         assert {tuple(row) for row in found.tolist()} == {tuple(row) for row in brute.tolist()}
 
 
 def test_local_scores_are_the_nearest_candidates(
-    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+    local_case: tuple[PatchCore, patchcore.Local, np.ndarray],
 ) -> None:
-    params, local, candidates = local_case
+    detector, local, candidates = local_case
     exact = 0
     for step in (0.0, 0.2, 1.0):
         moved = tuple(a + step * b for a, b in zip(one(draw_maps(1, 9)), one(draw_maps(1, 11)), strict=True))
-        features = np.asarray(patchcore.embed(moved, params["scale"]), float).reshape(16, 9)[POSITIONS]
+        features = np.asarray(patchcore.embed(moved, detector.scale), float).reshape(16, 9)[POSITIONS]
         dense = np.square(features[:, None] - candidates).sum(axis=-1).min(axis=1)
-        found = np.asarray(patchcore.local_scores(local, moved, POSITIONS))
+        found = np.asarray(detector.local_scores(local, moved))
         np.testing.assert_allclose(found, dense, rtol=1e-5)
-        whole = np.asarray(patchcore.score(params, moved)).reshape(-1)[POSITIONS]
+        whole = np.asarray(detector.score(moved)).reshape(-1)[POSITIONS]
         assert (found > whole - 1e-3).all()
         among = np.isclose(found, whole, rtol=1e-4)
-        bank = np.asarray(params["bank"])
+        bank = np.asarray(detector.bank)
         nearest = bank[pairwise_distances(features, bank.astype(float)).argmin(axis=1)]
         held = (candidates == nearest[:, None]).all(axis=-1).any(axis=-1)
         np.testing.assert_array_equal(among, held)  # exact just where the true nearest is a candidate
@@ -370,31 +382,31 @@ def test_local_scores_are_the_nearest_candidates(
     assert exact >= 8
 
 
-def test_stale_candidates_are_found(local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray]) -> None:
-    params, local, candidates = local_case
-    bank, seen = np.asarray(params["bank"], float), set()
+def test_stale_candidates_are_found(local_case: tuple[PatchCore, patchcore.Local, np.ndarray]) -> None:
+    detector, local, candidates = local_case
+    bank, seen = np.asarray(detector.bank, float), set()
     pictures = [draw_maps(1, seed) for seed in (9, 11, 12, 13)]
     for maps in pictures:
-        features = np.asarray(patchcore.embed(one(maps), params["scale"]), float).reshape(16, 9)[POSITIONS]
+        features = np.asarray(patchcore.embed(one(maps), detector.scale), float).reshape(16, 9)[POSITIONS]
         nearest = bank[pairwise_distances(features, bank).argmin(axis=1)]
         wanted = ~(candidates == nearest[:, None]).all(axis=-1).any(axis=-1)
-        np.testing.assert_array_equal(patchcore.stale(params, local, one(maps), POSITIONS), wanted)
+        np.testing.assert_array_equal(detector.stale(local, one(maps)), wanted)
         seen |= set(wanted.tolist())
     assert seen == {False, True}
-    assert not patchcore.stale(params, local, one(pictures[0]), POSITIONS).any()
+    assert not detector.stale(local, one(pictures[0])).any()
     stacked = tuple(jnp.concatenate([maps[k] for maps in pictures]) for k in range(3))
-    together = jax.vmap(lambda maps: patchcore.stale(params, local, maps, POSITIONS))(stacked)
-    np.testing.assert_array_equal(together[1], patchcore.stale(params, local, one(pictures[1]), POSITIONS))
+    together = jax.vmap(lambda maps: detector.stale(local, maps))(stacked)
+    np.testing.assert_array_equal(together[1], detector.stale(local, one(pictures[1])))
 
 
 def test_patchcores_gradient_points_away_from_the_nearest(
-    local_case: tuple[patchcore.Params, patchcore.Params, np.ndarray],
+    local_case: tuple[PatchCore, patchcore.Local, np.ndarray],
 ) -> None:
-    params, local, candidates = local_case
+    detector, local, candidates = local_case
     test = one(draw_maps(1, seed=12))
     weight = np.array([1.0, -2.0, 0.5, 3.0, 1.0])
-    found = jax.grad(lambda maps: jnp.sum(weight * patchcore.local_scores(local, maps, POSITIONS)))(test)
-    embedded, pull = jax.vjp(lambda maps: patchcore.embed(maps, params["scale"]), test)
+    found = jax.grad(lambda maps: jnp.sum(weight * detector.local_scores(local, maps)))(test)
+    embedded, pull = jax.vjp(lambda maps: patchcore.embed(maps, detector.scale), test)
     features = np.asarray(embedded, float).reshape(16, 9)[POSITIONS]
     nearest = np.square(features[:, None] - candidates).sum(axis=-1).argmin(axis=1)
     cotangent = np.zeros((16, 9))
@@ -410,28 +422,32 @@ def test_patchcores_gradient_points_away_from_the_nearest(
 # All
 
 
+def fitted(name: str, count: int) -> Detector:
+    options: dict[str, Any] = {"epochs": 1, "blocks": 2, "used": 3} if name == "cflow" else {}
+    return DETECTORS[name].fit(draw_maps(count), **options)
+
+
 @pytest.mark.parametrize("name", DETECTORS)
 @pytest.mark.parametrize("count", [40, 8])
 def test_local_scores_are_the_summands_at_their_positions(name: str, count: int) -> None:
-    detector = get_detector(name)
-    params = detector.fit(draw_maps(count), **({"epochs": 1, "blocks": 2} if name == "cflow" else {}))
+    detector = fitted(name, count)
     test = one(draw_maps(1, seed=9))
     side = SIDES[detector.level]
     positions = jnp.asarray([side * side - 1, 0, 5, 9, 5], jnp.int32)
-    local = detector.localize(params, test, positions)
+    local = detector.localize(test, positions)
     weight = jnp.asarray([1.0, 2.0, -1.0, 0.5, 3.0])
 
     def at_positions(scores: Callable[[tuple[jax.Array, ...]], jax.Array]):
         return jax.value_and_grad(lambda maps: jnp.sum(weight * scores(maps)))(test)
 
-    found = at_positions(lambda maps: detector.local_scores(local, maps, positions))
-    wanted = at_positions(lambda maps: detector.summands(params, maps).reshape(-1)[positions])
+    found = at_positions(lambda maps: detector.local_scores(local, maps))
+    wanted = at_positions(lambda maps: detector.summands(maps).reshape(-1)[positions])
     for one_leaf, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one_leaf, other, rtol=1e-4, atol=1e-4 * (1 + np.abs(other).max()))
 
 
 def test_cflow_needs_only_the_cells_of_coarser_maps_in_which_positions_lie() -> None:
-    params = cflow.fit(draw_maps(8), epochs=1, blocks=2)
+    detector = CFlow.fit(draw_maps(8), used=3, epochs=1, blocks=2)
     test = one(draw_maps(1, seed=9))
     side, coarse = SIDES[0], [len(m) for m in test[1:]]
     positions = jnp.asarray([3, 0, side * side - 1, 5 * side + 2], jnp.int32)
@@ -440,12 +456,84 @@ def test_cflow_needs_only_the_cells_of_coarser_maps_in_which_positions_lie() -> 
     assert all(len(cells) < n * n for cells, n in zip(own, coarse, strict=True))
     padded = tuple(jnp.asarray([*cells, n * n - 1], jnp.int32) for cells, n in zip(own, coarse, strict=True))
     found, wanted = (
-        cflow.local_scores(cflow.localize(params, test, positions, coarser), test, positions)
-        for coarser in (padded, None)
+        detector.local_scores(detector.localize(test, positions, coarser), test) for coarser in (padded, None)
     )
     np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
+def imported(*, divided: bool, clamp: Any) -> CFlow:
+    """Flows that were made elsewhere, with both choices that a trained one never has."""
+    specs = [FlowSpec(width, blocks=2, clamp=clamp) for width in CHANNELS]
+    made = [(flow.init(jax.random.key(k), spec), spec) for k, spec in enumerate(specs)]
+    return CFlow.imported(draw_maps(4), made, divided=divided)
+
+
+KINDS: dict[str, Callable[[], Detector]] = {
+    "padim, dense": lambda: PaDiM.fit(draw_maps(40)),
+    "padim, low rank": lambda: PaDiM.fit(draw_maps(9)),
+    "padim, dense cut to a rank": lambda: PaDiM.fit(draw_maps(40), rank=5),
+    "padim, low rank cut to a rank": lambda: PaDiM.fit(draw_maps(9), rank=5),
+    "padim, some channels": lambda: PaDiM.fit(draw_maps(9), channels=7),
+    "patchcore": lambda: PatchCore.fit(draw_maps(6)),
+    "cflow, trained": lambda: fitted("cflow", 8),
+    "cflow, undivided": lambda: CFlow.fit(draw_maps(8), used=1, divided=False, epochs=1, blocks=1),
+    "cflow, imported": lambda: imported(divided=False, clamp="atan"),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_detector_is_its_state(kind: str, tmp_path: Path) -> None:
+    detector = KINDS[kind]()
+    assert isinstance(detector, Detector)
+    arrays, facts = detector.state()
+    save_arrays(tmp_path / "kept", arrays, facts, kind="model", version=1)
+    arrays, read = load_arrays(tmp_path / "kept", kind="model", version=1)
+    again = type(detector).from_state(jax.tree.map(jnp.asarray, arrays), {name: read[name] for name in facts})
+    assert jax.tree.structure(again) == jax.tree.structure(detector)  # static choices are part of it
+    for found, wanted in zip(jax.tree.leaves(again), jax.tree.leaves(detector), strict=True):
+        assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape)
+        np.testing.assert_array_equal(found, wanted)
+    test = one(draw_maps(1, seed=9))
+    np.testing.assert_array_equal(again.score(test), detector.score(test))
+    np.testing.assert_array_equal(again.summands(test), detector.summands(test))
+
+
+def test_static_choices_compile_anew_and_others_do_not() -> None:
+    traced: list[str] = []
+
+    @jax.jit
+    def total(detector: Detector, maps: tuple[jax.Array, ...]) -> jax.Array:
+        traced.append(type(detector).__name__)
+        return detector.summands(maps).sum()
+
+    test = one(draw_maps(1, seed=9))
+    for detector in (PatchCore.fit(draw_maps(4)), PatchCore.fit(draw_maps(4), seed=1)):
+        total(detector, test)
+    assert traced == ["PatchCore"]
+    for divided, clamp in ((True, "tanh"), (False, "tanh"), (True, "atan")):
+        total(imported(divided=divided, clamp=clamp), test)
+    assert traced == ["PatchCore"] + 3 * ["CFlow"]
+
+
+def test_the_options_of_a_detector_are_those_of_its_fit() -> None:
+    assert options_of(PaDiM) == {"channels": int | None, "rank": int | None}
+    assert options_of(PatchCore) == {"ratio": float, "limit": int}
+    assert options_of(CFlow) == {
+        "used": int | None, "divided": bool, "flow": Path | None, "epochs": int, "rate": float, "blocks": int,
+        "checkpoint": Path | None,
+    }  # fmt: skip
+    for detector in DETECTORS.values():
+        check_options(detector, options_of(detector))
+        with pytest.raises(InputError, match=f"{detector.name} has no option 'colour'; its options are "):
+            check_options(detector, {"colour": 1})
+
+
+@pytest.mark.parametrize(("count", "maps"), [(16, 2), (17, 3)])
+def test_cflow_takes_two_maps_with_few_pictures(count: int, maps: int) -> None:
+    assert len(CFlow.fit(draw_maps(count), epochs=0, blocks=1).decoders) == maps
+    assert len(CFlow.fit(draw_maps(count), used=1, epochs=0, blocks=1).decoders) == 1
+
+
 def test_an_unknown_detector_is_refused() -> None:
     with pytest.raises(InputError, match=r"no detector is called 'dog'; choose one of padim, patchcore, cflow"):
-        get_detector("dog")
+        detector_class("dog")
