@@ -56,16 +56,24 @@ def scale_by_adan(
         difference = jax.tree.map(lambda v, d: b2 * v + (1 - b2) * d, state.difference, step)
         square = jax.tree.map(lambda n, g, d: b3 * n + (1 - b3) * jnp.square(g + b2 * d), state.square, updates, step)
         state = ScaleByAdanState(count, mean, difference, square, updates)
-        correct1, correct2 = 1 - b1**count, 1 - b2**count
-        direction = jax.tree.map(
-            lambda m, v, s: (m / correct1 + b2 * v / correct2) / s,
-            mean,
-            difference,
-            adan_denominator(state, b3=b3, eps=eps),
-        )
+        direction = adan_direction(state, b1=b1, b2=b2, b3=b3, eps=eps)
         return direction, state
 
     return optax.GradientTransformation(init, update)
+
+
+def adan_direction(
+    state: ScaleByAdanState, *, b1: float = 0.98, b2: float = 0.92, b3: float = 0.99, eps: ArrayLike = 1e-8
+) -> Any:
+    """The direction of the last step, of order one: shapes of the parameters."""
+    count = jnp.maximum(state.count, 1)
+    correct1, correct2 = 1 - b1**count, 1 - b2**count
+    return jax.tree.map(
+        lambda m, v, s: (m / correct1 + b2 * v / correct2) / s,
+        state.mean,
+        state.difference,
+        adan_denominator(state, b3=b3, eps=eps),
+    )
 
 
 def adan_denominator(state: ScaleByAdanState, *, b3: float = 0.99, eps: ArrayLike = 1e-8) -> Any:

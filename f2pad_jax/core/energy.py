@@ -122,13 +122,18 @@ def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, setti
     extractor, detector, scales = energy.extractor, energy.detector, problem.scales
     maps = tuple(m[0] for m in extractor(normal[None]))
     scores = jnp.sum(detector.local_scores(problem.local, maps) * problem.present)
-    anomalous = energy.penalty.value(pixel_norm(problem.image - normal))
     return Terms(
         feature=scores * extractor.strides[detector.level] ** 2 / scales.score,
         pixel=settings.alpha1 * pixel_prior(normal, energy.mixture) / scales.pixel,
         variation=settings.alpha2 * total_variation(normal) / scales.variation,
-        sparsity=settings.beta0 * jnp.sum(problem.sparsity * anomalous),
+        sparsity=sparsity(normal, energy, problem, settings),
     )
+
+
+def sparsity(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Float[Array, ""]:
+    """β · l_a(x − n), Σ β0 · `Problem.sparsity` · φ(‖a_ij‖); arguments as for `terms`."""
+    lengths = pixel_norm(problem.image - normal)
+    return settings.beta0 * jnp.sum(problem.sparsity * energy.penalty.value(lengths))
 
 
 def objective(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Float[Array, ""]:

@@ -16,6 +16,9 @@ class Settings(struct.PyTreeNode, kw_only=True):
       alpha2: α2 of Eq. (12), weight of the total variation, in the same unit.
       beta0: β0, weight of sparsity. An anomaly of norm t (normalised colour) survives where the gradient of the
         other terms exceeds about β0/t. `Problem.sparsity` multiplies it place by place.
+      first_beta: β with which sparsity sets in where that is less than the final one; it rises to that by equal
+        factors.
+      ramp: iterations in which β rises; 0 for a constant β, as in the paper.
       rate: base step size, in normalised colour.
       rise: factor by which the step size has risen `solver.RISING` iterations after sparsity set in. A proximal step
         sets all of a to zero that is small beside the step size, so it must be small while anomalies are still
@@ -40,6 +43,8 @@ class Settings(struct.PyTreeNode, kw_only=True):
     alpha1: Number = 1.0
     alpha2: Number = 0.3
     beta0: Number = 3.0
+    first_beta: Number = 0.3
+    ramp: int = 0
     rate: Number = 0.12
     rise: Number = 4.0
     clip: Number = 25.0

@@ -12,15 +12,15 @@ import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from f2pad_jax.core.adan import adan_denominator, scale_by_adan
-from f2pad_jax.core.energy import Energy, Problem, Terms, terms
+from f2pad_jax.core.adan import adan_denominator, adan_direction, scale_by_adan
+from f2pad_jax.core.descent import CLIMB, Descent, descend, total, undescended, where
+from f2pad_jax.core.energy import Energy, Problem, Terms, sparsity, terms
 from f2pad_jax.core.penalty import pixel_norm, shrink
 from f2pad_jax.core.pixels import project
 from f2pad_jax.core.settings import Settings
 from f2pad_jax.core.sharing import share, share_gradients
 
 RISING = 40  # iterations, see `Settings.rise`
-DIVERGED = 1.0  # rise of F per pixel of the region above its lowest, with which a solve has lost its way
 FLOOR = 0.1  # of |a| in Eq. (15), normalised colour
 
 
@@ -31,29 +31,30 @@ class Status(enum.IntEnum):
     CONVERGED = 1
     LIMIT = 2
     NON_FINITE = 3
+    DIVERGED = 4
 
     @property
     def message(self) -> str:
         """In words, as in `results.jsonl`."""
-        return ("running", "converged", "iteration limit", "non-finite")[self]
+        return ("running", "converged", "iteration limit", "non-finite", "diverged")[self]
 
 
 class State(struct.PyTreeNode, kw_only=True):
     """What the next step needs.
 
     Attributes:
-      normal: n, (H, W, 3).
-      lowest: the n at which F last fell by the tolerance.
+      normal: n, (H, W, 3), whose F is not known yet.
       moments: of the optimiser.
-      best: lowest F since sparsity set in, () float32.
-      stale: iterations since F last fell by the tolerance, () int32.
+      descent: the best n so far.
+      best: F when it last fell by the tolerance, () float32.
+      stale: iterations since then, () int32.
       iterations: steps taken, () int32.
       status: one of `Status`, () int32.
     """
 
     normal: Float[Array, "h w 3"]
-    lowest: Float[Array, "h w 3"]
     moments: Any
+    descent: Descent
     best: Float[Array, ""]
     stale: Int[Array, ""]
     iterations: Int[Array, ""]
@@ -76,10 +77,10 @@ class Solution(struct.PyTreeNode, kw_only=True):
     """The result of a solve.
 
     Attributes:
-      normal: n*, (H, W, 3).
-      status: one of `Status`, () int32.
+      normal: n*, (H, W, 3), the best n of the sparse phase.
+      status: one of `Status`, () int32; DIVERGED where no step lowered F.
       iterations: () int32.
-      loss: F before the last step.
+      loss: F(n*); of a solve without sparsity that of the n before the last step.
       terms: its terms.
     """
 
@@ -118,11 +119,11 @@ def init(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, setting
     """
     del energy
     start = project(start, problem.image, problem.region)
-    zero = jnp.int32(0)
+    zero, moments = jnp.int32(0), optimiser(problem, settings).init(start)
     return State(
         normal=start,
-        lowest=start,
-        moments=optimiser(problem, settings).init(start),
+        moments=moments,
+        descent=undescended(start, moments),
         best=jnp.float32(jnp.inf),
         stale=zero,
         iterations=zero,
@@ -133,8 +134,8 @@ def init(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, setting
 def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> tuple[State, Info]:
     """One iteration on one picture; batches are the caller's `vmap`.
 
-    A loss, gradient or n that is not finite leaves n as it was and sets the status. A solve that stops with F far
-    above its lowest goes back to the n that had it.
+    A loss, gradient or n that is not finite leaves n as it was and sets the status. While sparsity is there, a step
+    that raised F is taken back, see `core.descent`; `solution` tells what a solve has come to.
 
     Args:
       state: of `init` or the step before.
@@ -142,27 +143,29 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
       problem: this picture.
       settings: numbers of the solver.
     """
-    warm_up = jnp.where(problem.filled, 0, settings.warm_up)
-    active = state.iterations >= warm_up
-    beta = jnp.where(active, jnp.asarray(settings.beta0, jnp.float32), 0.0)
+    since = state.iterations - jnp.where(problem.filled, 0, settings.warm_up)
+    beta = sparsity_at(since, problem, settings)
+    present, unit = problem.replace(sparsity=beta), settings.replace(beta0=1.0)
 
     def loss(normal: Array) -> tuple[Array, Terms]:
-        parts = terms(normal, energy, problem, settings.replace(beta0=beta))
+        parts = terms(normal, energy, present, unit)
         smooth = parts.feature + parts.pixel + parts.variation
         return smooth if settings.proximal else smooth + parts.sparsity, parts
 
     (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
     # Adan's long memory would go on pushing pixels away from x: it starts afresh when sparsity sets in.
     transform = optimiser(problem, settings)
-    remembered = jax.tree.map(
-        lambda kept, fresh: jnp.where(state.iterations == warm_up, fresh, kept),
-        state.moments,
-        transform.init(state.normal),
-    )
+    remembered = where(since == 0, transform.init(state.normal), state.moments)
     update: tuple[Any, Any] = transform.update(gradient, remembered)
-    direction, moments = update
-    size = _step_size(problem.image - state.normal, state.iterations - warm_up, settings)
-    normal = state.normal - size * direction
+    pixels = jnp.sum(problem.region)
+    # β may have risen since: the best n so far is compared at the present one.
+    best = state.descent.replace(
+        terms=state.descent.terms._replace(sparsity=sparsity(state.descent.normal, energy, present, unit))
+    )
+    descent, rose = descend(best, state.normal, update[1], parts, since=since, climb=CLIMB * pixels)
+    base, moments = where(rose, (descent.normal, descent.moments), (state.normal, update[1]))
+    size = descent.shrink * _step_size(problem.image - base, since, settings)
+    normal = base - size * adan_direction(moments[-1], eps=settings.damping)
     if settings.proximal:
         # One threshold per pixel, in the metric of Adan's step.
         metric = jnp.mean(adan_denominator(moments[-1], eps=settings.damping) / size, axis=-1)
@@ -171,35 +174,40 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
         if problem.sharing is not None:
             # Neighbours of like colour decide together, so that a defect does not vanish in specks.
             length = share(length[..., None], problem.sharing)[..., 0]
-        normal = problem.image - shrink(energy.penalty, anomaly, beta * problem.sparsity / metric, length)
+        normal = problem.image - shrink(energy.penalty, anomaly, beta / metric, length)
     normal = project(normal, problem.image, problem.region)
-    value = jnp.sum(jnp.stack(parts))
-    pixels = jnp.sum(problem.region)
-    # F changes its meaning when sparsity sets in, so progress is counted from there.
+    value = total(parts)
+    # F changes its meaning while β rises, so progress is counted from there.
+    settled = since >= settings.ramp
     improved = value < state.best - settings.tolerance * pixels
-    best = jnp.where(active, jnp.where(improved, value, state.best), jnp.inf)
-    stale = jnp.where(active & ~improved, state.stale + 1, 0).astype(jnp.int32)
-    lowest = jnp.where(stale == 0, state.normal, state.lowest)
+    stale = jnp.where(settled & ~improved, state.stale + 1, 0).astype(jnp.int32)
     # Products of vectors, because XLA then writes the gradient once; a reduction would be one more of the uses that
     # compute it anew on a CPU, a tenth of a step.
     squares = jnp.vdot(gradient, gradient) + jnp.vdot(normal, normal)
     finite = jnp.isfinite(value) & jnp.isfinite(squares)
-    stopped = stale >= settings.patience
-    normal = jnp.where(stopped & (value > best + DIVERGED * pixels), lowest, normal)
     iterations = state.iterations + 1
     status = jnp.where(iterations >= settings.limit, Status.LIMIT, Status.RUNNING)
-    status = jnp.where(stopped, Status.CONVERGED, status)
+    status = jnp.where(stale >= settings.patience, Status.CONVERGED, status)
     status = jnp.where(finite, status, Status.NON_FINITE).astype(jnp.int32)
     state = State(
         normal=jnp.where(finite, normal, state.normal),
-        lowest=lowest,
         moments=moments,
-        best=best,
+        descent=where(finite, descent, state.descent),
+        best=jnp.where(settled, jnp.where(improved, value, state.best), jnp.inf),
         stale=stale,
         iterations=iterations,
         status=status,
     )
     return state, Info(value, parts)
+
+
+def sparsity_at(since: Array, problem: Problem, settings: Settings) -> Float[Array, "h w"]:
+    """β of every pixel, so many iterations after sparsity set in; zero before, and rising to β0 · `sparsity`."""
+    final = settings.beta0 * problem.sparsity
+    low = jnp.minimum(settings.first_beta, final)
+    risen = jnp.clip((since + 1) / jnp.maximum(settings.ramp + 1, 1), 0.0, 1.0)
+    beta = low * (final / jnp.where(low > 0, low, 1.0)) ** risen
+    return jnp.where((since >= 0) & (low > 0), jnp.where(risen < 1, beta, final), 0.0)
 
 
 def _step_size(anomaly: Array, since: Array, settings: Settings) -> Array:
@@ -262,7 +270,14 @@ def solve(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, settin
 
 
 def solution(state: State, info: Info) -> Solution:
-    """What a state and the last step's `Info` say of a solve."""
+    """What a solve has come to, by its last state and the last step's `Info`."""
+    best = state.descent
+    sparse = jnp.any(jnp.stack(best.terms) != 0)
+    lost = sparse & ~best.descended & (state.status != Status.NON_FINITE)
     return Solution(
-        normal=state.normal, status=state.status, iterations=state.iterations, loss=info.loss, terms=info.terms
+        normal=jnp.where(best.descended, best.normal, state.normal),
+        status=jnp.where(lost, Status.DIVERGED, state.status).astype(jnp.int32),
+        iterations=state.iterations,
+        loss=jnp.where(best.descended, total(best.terms), info.loss),
+        terms=where(best.descended, best.terms, info.terms),
     )
