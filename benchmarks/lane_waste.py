@@ -1,95 +1,70 @@
 """Lane-steps that the engine runs over the iterations that the pictures need, at most eight lanes wide.
 
-"images" are the test pictures of the textures, "grid" the same pictures with several settings each. Seconds are per
-lane-step, over compiled calls, with the host's work in between; the first call of a width compiles, and "compile_s"
-adds these up. `F` is the mean of the last step of each lane.
+"images" are the test pictures of the textures, "grid" the same pictures with several settings each. Lanes advance
+together, as on an accelerator; on a CPU the library lets them advance one after another, which wastes none. Seconds
+are per lane-step, over compiled calls, with the host's work in between; all is run twice, and what the first pass took
+longer is "compile_s". `F` is the mean of the last step of each lane.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from options import DETECTORS, Options
-from problems import extractor_for, model_of
+from problems import DETECTORS, Options, extractor_for, model_of
 from timing import spread
 
-from f2pad_jax.core.pixels import normalize
+from f2pad_jax import Model, Settings, Solution, solve_many
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.detectors import get_detector
-from f2pad_jax.fitting import Model, score_maps
-from f2pad_jax.pipeline import begin, find_region, lane, masking
-from f2pad_jax.solver import Lane, solve_lanes
+from f2pad_jax.model import look
+from f2pad_jax.preparing import Plan, build, find_region, plan
 
 EXTRACTOR, CATEGORY, KINDS = "efficientnet_lite0", "brick", ("images", "grid")
 WIDTH = 8
 GRID: tuple[dict[str, float], ...] = ({"beta0": 1.5}, {"beta0": 3.0, "rate": 0.06}, {"beta0": 6.0, "rate": 0.24})
 
 
-def lanes_of(models: Sequence[Model], images: np.ndarray) -> list[Lane]:
-    """Every picture with every model's settings.
-
-    Args:
-      models: alike but for their settings.
-      images: uint8 (N, S, S, 3).
-    """
-    lanes = []
-    for image, scores in zip(normalize(images), score_maps(models[0], images), strict=True):
-        region = find_region(models[0], scores)
-        start = begin(models[0], image, region)
-        lanes += [lane(masking(model, image, region, start)) for model in models]
-    return lanes
-
-
-def groups_of(lanes: Sequence[Lane]) -> list[list[Lane]]:
-    """Lanes of equal shapes together, as one compiled step takes them."""
-    groups: dict[tuple[int, bool], list[Lane]] = {}
-    for one in lanes:
-        groups.setdefault((len(one.problem.feature.positions), one.problem.sharing is None), []).append(one)
+def plans_of(model: Model, images: np.ndarray, settings: Sequence[Settings]) -> list[list[Plan]]:
+    """Every picture (S, S, 3) with all settings; those of equal shapes together, as one compiled step takes them."""
+    groups: dict[Any, list[Plan]] = {}
+    for sight in look(model, images):
+        chosen = plan(model, sight, find_region(model, sight.scores))
+        shape = len(chosen.affected.positions), chosen.shared
+        groups.setdefault(shape, []).extend(chosen._replace(settings=numbers) for numbers in settings)
     return list(groups.values())
 
 
-def measured(models: Sequence[Model], images: np.ndarray) -> dict[str, Any]:
+def measured(model: Model, images: np.ndarray, settings: Sequence[Settings]) -> dict[str, Any]:
     """The figures of one case."""
-    model, needed, ran = models[0], 0, 0
-    seconds: list[float] = []
-    losses: list[float] = []
-    compiling = 0.0
-    lanes = lanes_of(models, images)
-    for group in groups_of(lanes):
-        width = min(WIDTH, 1 << (len(group) - 1).bit_length())
-        calls: list[int] = []
-        marks = [time.perf_counter()]
+    groups = plans_of(model, images, settings)
+    passes: list[float] = []
+    solutions: list[Solution] = []
+    marks, calls = [0.0], [0]  # when each call ended, and the lane-steps it ran
 
-        def note(steps: int, calls: list[int] = calls, marks: list[float] = marks) -> None:
-            calls.append(steps)
-            marks.append(time.perf_counter())
-
-        solutions = solve_lanes(
-            group, extractor=model.extractor, detector=get_detector(model.detector), width=width, on_chunk=note
-        )
-        for _, solution in solutions:
-            needed += int(solution.iterations)
-            losses.append(float(solution.info.loss))
-        ran += sum(calls)
-        # `note` comes when a call has been started, so a call's time ends at the next mark.
+    def note(steps: int) -> None:
+        calls.append(steps)
         marks.append(time.perf_counter())
-        spans = [(after - before) / steps for before, after, steps in zip(marks[1:-1], marks[2:], calls, strict=True)]
-        fresh = {calls.index(steps) for steps in calls}  # compiled in the span before
-        # The first call compiles before its own mark, the others in the span before theirs.
-        compiling += sum(marks[k + 1] - marks[k] for k in fresh)
-        seconds += [s for k, s in enumerate(spans) if k + 1 not in fresh] or spans
+
+    for _ in range(2):  # the first compiles
+        solutions, began = [], time.perf_counter()
+        marks, calls = [began], []
+        for group in groups:
+            cases = (build(model, chosen) for chosen in group)
+            width = min(WIDTH, 1 << (len(group) - 1).bit_length())
+            solved = solve_many(cases, model.energy, width=width, together=True, on_chunk=note)
+            solutions += [solution for _, solution in solved]
+        passes.append(time.perf_counter() - began)
+    ran, needed = sum(calls), sum(int(solution.iterations) for solution in solutions)
     return {
-        "lanes": len(lanes),
+        "lanes": len(solutions),
         "ratio": round(ran / needed, 3),
         "lane_steps": ran,
         "iterations": needed,
-        "F": float(np.mean(losses)),
-        **spread(seconds),
-        "compile_s": compiling,
+        "F": float(np.mean([solution.loss for solution in solutions])),
+        **spread([float(seconds) for seconds in np.diff(marks) / calls]),
+        "compile_s": max(passes[0] - passes[1], 0.0),
     }
 
 
@@ -103,10 +78,8 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
         if not kinds:
             continue
         model = model_of(detector, extractor, options)
-        if options.limit is not None:
-            model = replace(model, settings=model.settings._replace(limit=options.limit))
+        settings = model.settings.replace(limit=options.limit or model.settings.limit)
         for kind in kinds:
-            changes: tuple[dict[str, float], ...] = GRID if kind == "grid" else ({},)
-            models = [replace(model, settings=model.settings._replace(**change)) for change in changes]
+            grid = [settings.replace(**change) for change in GRID] if kind == "grid" else [settings]
             labels = {"extractor": EXTRACTOR, "weights": weights, "detector": detector, "kind": kind}
-            yield {**labels, "size": options.size, "batch": WIDTH, **measured(models, images)}
+            yield {**labels, "size": options.size, "batch": WIDTH, **measured(model, images, grid)}

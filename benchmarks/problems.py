@@ -1,29 +1,56 @@
-"""Realistic problems for the solver: models of brick, and pictures with a region of 12 % of their pixels."""
+"""What a benchmark may be asked for, and realistic problems: models of textures, regions of 12 % of the pixels."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from options import Options
 
 import f2pad_jax
-from f2pad_jax.core.pixels import normalize
+from f2pad_jax import Model, Problem, Settings
 from f2pad_jax.data.textures import texture_category
+from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import harmonic_fill
-from f2pad_jax.fitting import Model
+from f2pad_jax.model import look
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Problem
-from f2pad_jax.preparing import prepare
-from f2pad_jax.solver import Rates
+from f2pad_jax.preparing import Start, build, plan
 from f2pad_jax.weights.registry import NETWORKS
 
+EXTRACTORS = ("efficientnet_lite0", "resnet18")
+DETECTORS = ("padim", "patchcore", "cflow")
 TRAINING = 64
 COVERED = 0.12  # share of the pixels in the region
+ENDLESS = 1_000_000  # iterations
+
+
+class Options(NamedTuple):
+    """Choices of the command line, the same for all benchmarks.
+
+    Attributes:
+      size: side of the pictures in pixels.
+      repeats: measurements of each case.
+      only: words that the label of a case must all hold.
+      weights: a weight file for ResNet-18; without one the imported weights, else random ones.
+      images: pictures of each case, where these are not a batch.
+      limit: most iterations of a solve, for a quick look.
+    """
+
+    size: int = 224
+    repeats: int = 10
+    only: tuple[str, ...] = ()
+    weights: Path | None = None
+    images: int = 8
+    limit: int | None = None
+
+    def wanted(self, *labels: object) -> bool:
+        """Whether the case of these labels is asked for."""
+        return set(self.only) <= {str(label) for label in labels}
 
 
 def use_all_cores() -> None:
@@ -61,14 +88,14 @@ def crops(category: str, *, train: int, test: int, size: int) -> tuple[np.ndarra
 def model_of(
     detector: str, extractor: Extractor, options: Options, *, category: str = "brick", training: int | None = None
 ) -> Model:
-    """A detector fitted to crops of a texture; flows stay untrained, which costs a step the same time."""
+    """A detector fitted to crops of a texture; what is trained stays untrained, which costs a step the same time."""
     normals, _ = crops(category, train=training or TRAINING, test=0, size=options.size)
-    own = {"epochs": 0} if detector == "cflow" else {}
+    own = {"epochs": 0} if "epochs" in options_of(detector_class(detector)) else {}
     return f2pad_jax.fit(normals, detector=detector, extractor=extractor, seed=0, options=own)
 
 
-def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Problem]:
-    """Starts n⁽⁰⁾ and problems of a batch of test pictures, stacked.
+def batch_of(model: Model, *, batch: int, full: bool) -> tuple[jax.Array, Problem]:
+    """Starts n⁽⁰⁾, which are smooth fills, and problems of a batch of test pictures, stacked.
 
     Args:
       model: as fitted.
@@ -79,19 +106,17 @@ def batch_of(model: Model, *, batch: int, full: bool) -> tuple[np.ndarray, Probl
     _, pictures = crops("brick", train=0, test=batch, size=size)
     radius = size * (COVERED / np.pi) ** 0.5
     rows, columns = np.mgrid[:size, :size]
-    starts, problems = [], []
-    for index, picture in enumerate(pictures):
+    lanes = []
+    for index, sight in enumerate(look(model, pictures)):
         centre = np.random.default_rng(index).uniform(radius, size - radius, 2)
         disc = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
+        fill = harmonic_fill(sight.image, disc)
         region = np.ones_like(disc) if full else disc
-        image = normalize(picture)
-        filled = harmonic_fill(image, disc)
-        starts.append(filled)
-        problems.append(prepare(model, image, region, filled, beta=model.settings.beta0))
-    return np.stack(starts), jax.tree.map(lambda *leaves: jnp.stack(leaves), *problems)
+        start, problem, _ = build(model, plan(model, sight, region, Start(fill, fill, filled=True)))
+        lanes.append((start, problem))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
 
 
-def endless_rates(model: Model) -> Rates:
-    """The model's own rates, with a stop rule that never ends a measurement."""
-    s = model.settings
-    return Rates(s.rate, s.clip, s.clip, 0, s.tolerance, 1_000_000, s.rise)
+def endless(model: Model, limit: int = ENDLESS) -> Settings:
+    """The model's own numbers, with a stop rule that does not end a measurement before so many iterations."""
+    return model.settings.replace(patience=ENDLESS, limit=limit)

@@ -11,11 +11,11 @@ the mean of each side's last F in its own units: ours relative to normal picture
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import product
 from multiprocessing.connection import Connection
@@ -24,16 +24,15 @@ from typing import Any
 import jax
 import numpy as np
 from loop_tasks import CHOICES, Choices, Setup, given, setup_of
-from options import Options
-from problems import extractor_for, model_of, use_all_cores
+from problems import Options, extractor_for, model_of, use_all_cores
 from timing import spread
-from worker import worker
+from worker import need_torch, worker
 
+from f2pad_jax import Model
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.errors import InputError
-from f2pad_jax.fitting import Model
 from f2pad_jax.metrics import iou
-from f2pad_jax.pipeline import Job, find_masks
+from f2pad_jax.preparing import Plan
+from f2pad_jax.segmentation import find_masks
 
 EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"), ("brick", "gravel")
 PASSES = 3  # of ours, after the one that compiles
@@ -47,16 +46,27 @@ def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: 
     torch_loop.serve(pipe, setup, device, choices, limit or torch_loop.LIMIT)
 
 
-def _pass(jobs: list[Job]) -> tuple[float, dict[int, tuple[np.ndarray, int, float]]]:
-    """Seconds, and mask, iterations and last F of each picture."""
+Solved = tuple[np.ndarray, int, float]  # mask, iterations and last F of a picture
+
+
+def one_pass(model: Model, plans: list[Plan]) -> tuple[float, list[Solved]]:
+    """The whole job of all pictures: seconds, and what came of each."""
     began = time.perf_counter()
-    found = {
-        index: (mask, int(solution.iterations), float(solution.info.loss)) for index, mask, solution in find_masks(jobs)
+    solved = {
+        index: (mask, int(solution.iterations), float(solution.loss))
+        for index, mask, solution in find_masks(model, plans)
     }
-    return time.perf_counter() - began, found
+    return time.perf_counter() - began, [solved[index] for index in range(len(plans))]
 
 
-def _mean_iou(masks: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:
+def peer(model: Model, options: Options) -> AbstractContextManager[Connection]:
+    """A process with the paper's loop on our device: tells its threads, and answers tasks until it gets None."""
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
+    return worker(serve, setup_of(model), device, CHOICES[model.detector.name], options.limit)
+
+
+def mean_iou(masks: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:
+    """Mean IoU × 100."""
     return round(100 * float(np.mean([iou(mask, truth) for mask, truth in zip(masks, truths, strict=True)])), 2)
 
 
@@ -65,37 +75,34 @@ def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
     _, cases = texture_category(category, train=0, test=options.images, size=options.size)
     truths = [case[1] for case in cases]
     if options.limit is not None:
-        model = replace(model, settings=model.settings._replace(limit=options.limit))
-    pairs = given(model, np.stack([case[0] for case in cases]))
-    jobs, tasks = [job for job, _ in pairs], [task for _, task in pairs]
+        model = replace(model, settings=model.settings.replace(limit=options.limit))
+    plans, tasks = map(list, zip(*given(model, np.stack([case[0] for case in cases])), strict=True))
     passes = min(PASSES, options.repeats)
-    first, found = _pass(jobs)
-    ours, theirs = [], {}
-    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    with worker(serve, setup_of(model), device, CHOICES[model.detector], options.limit) as pipe:
+    first, solved = one_pass(model, plans)
+    ours, answers = [], {}
+    with peer(model, options) as pipe:
         threads = pipe.recv()
         for number in range(passes):
             for index in range(number, len(tasks), passes):
                 pipe.send(tasks[index])
-                theirs[index] = pipe.recv()
-            ours.append(_pass(jobs)[0] / len(jobs))
-    order = range(len(jobs))
-    masks, iterations, losses, seconds = zip(*(theirs[index] for index in order), strict=True)
-    own = [found[index][1] for index in order]
+                answers[index] = pipe.recv()
+            ours.append(one_pass(model, plans)[0] / len(plans))
+    own_masks, own_iterations, own_losses = zip(*solved, strict=True)
+    masks, iterations, losses, seconds = zip(*(answers[index] for index in range(len(tasks))), strict=True)
     return {
-        "images": len(jobs),
+        "images": len(plans),
         "ratio": round(statistics.mean(seconds) / statistics.median(ours), 3),
         **spread(ours),
         "base_mean_s": statistics.mean(seconds),
         **{f"base_{name}": figure for name, figure in spread(list(seconds)).items()},
-        "compile_s": max(first - statistics.median(ours) * len(jobs), 0.0),
-        "iou": _mean_iou((found[index][0] for index in order), truths),
-        "base_iou": _mean_iou(masks, truths),
-        "iterations": statistics.mean(own),
+        "compile_s": max(first - statistics.median(ours) * len(plans), 0.0),
+        "iou": mean_iou(own_masks, truths),
+        "base_iou": mean_iou(masks, truths),
+        "iterations": statistics.mean(own_iterations),
         "base_iterations": statistics.mean(iterations),
-        "F": statistics.mean(found[index][2] for index in order),
+        "F": statistics.mean(own_losses),
         "base_F": statistics.mean(losses),
-        "iteration_s": statistics.median(ours) * len(jobs) / sum(own),
+        "iteration_s": statistics.median(ours) * len(plans) / sum(own_iterations),
         "base_iteration_s": sum(seconds) / sum(iterations),
         "base_threads": threads,
     }
@@ -107,20 +114,13 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
     Raises:
       InputError: torch is not installed.
     """
-    if importlib.util.find_spec("torch") is None:
-        raise InputError("torch is not installed", hint="pip install 'f2pad-jax[parity]'")
+    need_torch()
     use_all_cores()
     wanted = [pair for pair in product(DETECTORS, CATEGORIES) if options.wanted(EXTRACTOR, *pair)]
     extractor, weights = extractor_for(EXTRACTOR, options)
     for detector, category in wanted:
         model = model_of(detector, extractor, options, category=category)
-        labels = {
-            "extractor": EXTRACTOR,
-            "weights": weights,
-            "detector": detector,
-            "category": category,
-            "size": options.size,
-            "precision": extractor.precision,
-        }
+        labels = {"extractor": EXTRACTOR, "weights": weights, "detector": detector, "category": category}
+        labels |= {"size": options.size, "precision": extractor.precision}
         labels |= {"device": f"{jax.default_backend()} × {jax.local_device_count()}"}
         yield {**labels, **measured(model, category, options)}

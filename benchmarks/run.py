@@ -1,4 +1,7 @@
-"""Runs a benchmark: `python benchmarks/run.py --list`, `python benchmarks/run.py NAME [--json FILE]`."""
+"""Runs a benchmark: `python benchmarks/run.py --list`, `python benchmarks/run.py NAME [--json FILE]`.
+
+The file is written anew after every case, so that a run that is cut off keeps what it has.
+"""
 
 from __future__ import annotations
 
@@ -6,42 +9,30 @@ import argparse
 import os
 import platform
 import sys
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import extractor_vs_torch
 import jax
-import lane_waste
-import pytorch_loop
-import scaling
-import sharing
-import step_ratio
-from options import Options
+from problems import Options
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_json
 
-BENCHMARKS = {
-    "step_ratio": step_ratio.cases,
-    "extractor_vs_torch": extractor_vs_torch.cases,
-    "pytorch_loop": pytorch_loop.cases,
-    "lane_waste": lane_waste.cases,
-    "sharing": sharing.cases,
-    "scaling": scaling.cases,
-}
+BENCHMARKS = ("step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "gpu_suite")
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
 
 
 def versions() -> dict[str, str]:
     """Those of Python and of the packages that matter to a time."""
-    found = {"python": platform.python_version()}
+    known = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            known[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return known
 
 
 def device_name() -> str:
@@ -56,14 +47,16 @@ def _facts() -> dict[str, Any]:
     return {"device": device_name(), "jaxlib": version("jaxlib"), "precision": precision, "batch": 1}
 
 
-def _line(case: dict) -> str:
-    labels = " ".join(str(v) for k, v in case.items() if isinstance(v, str | int) and k != "ratio")
+def _line(case: dict[str, Any]) -> str:
+    labels = " ".join(str(v) for k, v in case.items() if isinstance(v, str | int) and k not in ("ratio", "failed"))
+    if "failed" in case:
+        return f"{labels}: failed, {case['failed']}"
     spread = f"{case['min_s'] * 1e3:.1f} to {case['max_s'] * 1e3:.1f}"
     return f"{labels}: {case['median_s'] * 1e3:.1f} ms ({spread}), ratio {case['ratio']:.2f}"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs one benchmark; returns the exit status."""
+    """Runs one benchmark; the exit status is 1 where a case failed, and 2 where it could not be run."""
     parser = argparse.ArgumentParser(description="Benchmarks of f2pad_jax.")
     parser.add_argument("name", nargs="?", choices=BENCHMARKS, metavar="NAME")
     parser.add_argument("--list", action="store_true", help="print the names and stop")
@@ -82,20 +75,18 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("give a NAME or --list")
     options = Options(asked.size, asked.repeats, tuple(asked.only), asked.weights, asked.images, asked.limit)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other processes need the device, too
-    results = []
+    cases: list[dict[str, Any]] = []
     try:
-        for case in BENCHMARKS[asked.name](options):
+        for case in import_module(asked.name).cases(options):
             print(_line(case), flush=True)
-            results.append(_facts() | case)
+            cases.append(_facts() | case)
+            if asked.json is not None:
+                facts = {"name": asked.name, "device": device_name(), "versions": versions()}
+                write_json(asked.json, facts | {"cases": cases})
     except InputError as error:
         print(f"{asked.name}: {error}", file=sys.stderr)
         return 2
-    if asked.json is not None:
-        write_json(
-            asked.json,
-            {"name": asked.name, "device": device_name(), "versions": versions(), "cases": results},
-        )
-    return 0
+    return int(any("failed" in case for case in cases))
 
 
 if __name__ == "__main__":

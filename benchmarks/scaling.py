@@ -7,8 +7,7 @@ pictures in lanes as it says. "compiled" only compiles the call that advances as
 
 `ratio` is the time over that of the first case of its kind. `peak_bytes` is the most host memory that the process
 held at once, with Python, JAX, the weights and the fit; `device_bytes` the most that an accelerator says it held.
-`call_bytes` is the compiler's number for one call on this backend: arguments, results and temporaries, nothing of it
-measured.
+`call_bytes` is the compiler's number for one call on this backend, nothing of it measured.
 """
 
 from __future__ import annotations
@@ -26,17 +25,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from options import Options
-from problems import batch_of, crops, endless_rates, extractor_for, model_of
+from problems import Options, batch_of, crops, endless, extractor_for, model_of
+from step_ratio import first_states, steps
 from timing import Prepared, call_once, interleaved, prepared, spread
 from worker import worker
 
-from f2pad_jax.detectors import get_detector
-from f2pad_jax.detectors.patchcore import localize
-from f2pad_jax.fitting import Model, apply_extractor, features
-from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Problem
-from f2pad_jax.solver import Info, Lane, Rates, State, init, solve_lanes, step
+from f2pad_jax import Model, solve_many
+from f2pad_jax.detectors.padim import PaDiM
+from f2pad_jax.detectors.patchcore import PatchCore
+from f2pad_jax.model import apply_extractor, features
 
 NETWORK, FEW = "resnet18", 8  # training pictures where the fit does not matter
 GIB = 2**30
@@ -48,18 +45,9 @@ VALUES = {
     "lanes": (8,),
     "compiled": (8, 64, 256),
 }
+_advance = jax.jit(steps, donate_argnums=0)  # the states are replaced, as in lanes
 
-
-@partial(jax.jit, static_argnames="detector", donate_argnames="states")
-def advance(extractor: Extractor, states: State, problems: Problem, rates: Rates, detector: Any) -> tuple[State, Info]:
-    """A step of all lanes, which replaces their states."""
-    return jax.vmap(lambda s, p: step(s, p, rates, extractor=extractor, detector=detector))(states, problems)
-
-
-@partial(jax.jit, static_argnames="detector")
-def one_step(extractor: Extractor, states: State, problems: Problem, rates: Rates, detector: Any) -> tuple[State, Info]:
-    """`advance` that may be called again with the same states."""
-    return advance(extractor, states, problems, rates, detector=detector)
+Figures = dict[str, Any]
 
 
 def peak_bytes() -> int:
@@ -76,118 +64,108 @@ def peak_bytes() -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def call_bytes(call: Prepared) -> int:
-    """The compiler's number for one call."""
-    sizes = call.memory
-    return sizes["arguments"] + sizes["results"] + sizes["temporaries"] - sizes["reused"]
-
-
-def timed(call: Prepared, repeats: int) -> dict[str, Any]:
+def timed(call: Prepared, repeats: int) -> Figures:
     """The figures of a call."""
     times, _ = interleaved({"": partial(call_once, call.run)}, repeats=repeats)
-    return {**spread(times[""]), "compile_s": call.compile_s, "call_bytes": call_bytes(call), "flops": call.flops}
+    return {**spread(times[""]), "compile_s": call.compile_s, "call_bytes": call.call_bytes, "flops": call.flops}
 
 
-def _step(model: Model, batch: int) -> Prepared:
-    starts, problems = batch_of(model, batch=batch, full=False)
-    rates = endless_rates(model)
-    states = jax.vmap(lambda start, problem: init(start, problem, rates))(starts, problems)
-    return prepared(one_step, model.extractor, states, problems, rates, detector=get_detector(model.detector))
-
-
-def batch(count: int, options: Options) -> dict[str, Any]:
-    """A step of several pictures."""
+def _model(options: Options, training: int | None = FEW) -> tuple[Model, Figures]:
     extractor, weights = extractor_for(NETWORK, options)
-    model = model_of("patchcore", extractor, options, training=FEW)
-    return {"weights": weights, "batch": count, "size": options.size, **timed(_step(model, count), options.repeats)}
+    labels = {"weights": weights, "batch": 1, "size": options.size}
+    return model_of("patchcore", extractor, options, training=training), labels
 
 
-def size(side: int, options: Options) -> dict[str, Any]:
+def _step(model: Model, count: int) -> Prepared:
+    (starts, problems), settings = batch_of(model, batch=count, full=False), endless(model)
+    return prepared(steps, first_states(starts, model.energy, problems, settings), model.energy, problems, settings)
+
+
+def batch(count: int, options: Options) -> Figures:
+    """A step of several pictures."""
+    model, labels = _model(options)
+    return {**labels, "batch": count, **timed(_step(model, count), options.repeats)}
+
+
+def size(side: int, options: Options) -> Figures:
     """A step of one picture of another size."""
     return batch(1, options._replace(size=side))
 
 
-def bank(count: int, options: Options) -> dict[str, Any]:
+def bank(count: int, options: Options) -> Figures:
     """The choice of candidates from a bank of random features."""
     extractor, weights = extractor_for(NETWORK, options)
     _, pictures = crops("brick", train=0, test=1, size=options.size)
     maps = tuple(m[0] for m in apply_extractor(extractor, jnp.asarray(pictures, jnp.float32) / 255))
     dims = sum(m.shape[-1] for m in maps[1:])
     rows = jax.random.normal(jax.random.key(0), (count, dims))
-    params = {"scale": jnp.ones(dims), "bank": rows, "norm": jnp.sum(jnp.square(rows), axis=-1)}
+    detector = PatchCore(jnp.ones(dims), rows, jnp.sum(jnp.square(rows), axis=-1))
     positions = jnp.arange(maps[1].shape[0] * maps[1].shape[1])
-    call = prepared(jax.jit(localize), params, maps, positions)
+    call = prepared(jax.jit(PatchCore.localize), detector, maps, positions)
     return {"weights": weights, "batch": 1, "size": options.size, **timed(call, options.repeats)}
 
 
-def training(count: int, options: Options) -> dict[str, Any]:
+def training(count: int, options: Options) -> Figures:
     """A fit of PaDiM, and a step with it."""
     extractor, weights = extractor_for("efficientnet_lite0", options)
     normals, _ = crops("brick", train=count, test=0, size=options.size)
     maps = features(extractor, normals)
-    seconds = []
-    params: dict[str, Any] = {}
+    seconds: list[float] = []
+    detector: Any = None
     for _ in range(min(3, options.repeats)):
         began = time.perf_counter()
-        params = get_detector("padim").fit(maps)
+        detector = PaDiM.fit(maps)
         seconds.append(time.perf_counter() - began)
-    fitted = sum(leaf.nbytes for leaf in params.values())
     model = model_of("padim", extractor, options, training=FEW)
-    call = _step(replace(model, params=params), 1)
-    step_s = timed(call, options.repeats)["median_s"]
-    labels = {"weights": weights, "batch": 1, "size": options.size}
-    figures = {"compile_s": call.compile_s, "call_bytes": call_bytes(call), "step_s": step_s, "fitted_bytes": fitted}
-    rank = params["basis" if "basis" in params else "precision"].shape[1]
-    return {**labels, **spread(seconds), **figures, "rank": rank}
+    call = _step(replace(model, energy=model.energy.replace(detector=detector)), 1)
+    return {
+        **{"weights": weights, "batch": 1, "size": options.size},
+        **spread(seconds),
+        "compile_s": call.compile_s,
+        "call_bytes": call.call_bytes,
+        "step_s": timed(call, options.repeats)["median_s"],
+        "fitted_bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(detector)),
+        "rank": jax.tree.leaves(detector.inverse)[0].shape[1],
+    }
 
 
-def lanes(count: int, options: Options) -> dict[str, Any]:
+def lanes(count: int, options: Options) -> Figures:
     """A real fit and a real solve in lanes; seconds are per lane."""
-    extractor, weights = extractor_for(NETWORK, options)
-    model = model_of("patchcore", extractor, options)
+    model, labels = _model(options, training=None)
     starts, problems = batch_of(model, batch=count, full=False)
-    s = model.settings
-    rates, limit = Rates(s.rate, s.clip, s.clip, s.warm_up, s.tolerance, s.patience, s.rise), options.limit or s.limit
-    waiting = [Lane(starts[k], jax.tree.map(lambda leaf, k=k: leaf[k], problems), rates, limit) for k in range(count)]
-    before = peak_bytes()
-    seconds, iterations, losses = [], 0, []
+    settings = model.settings.replace(limit=options.limit or model.settings.limit)
+    waiting = [(starts[k], jax.tree.map(lambda leaf, k=k: leaf[k], problems), settings) for k in range(count)]
+    before, seconds, solutions = peak_bytes(), [], []
     for _ in range(2):  # the first compiles
         began = time.perf_counter()
-        solutions = dict(solve_lanes(waiting, extractor=extractor, detector=get_detector("patchcore"), width=count))
+        solutions = [solution for _, solution in solve_many(waiting, model.energy, width=count)]
         seconds.append((time.perf_counter() - began) / count)
-        iterations = sum(int(solution.iterations) for solution in solutions.values())
-        losses = [float(solution.info.loss) for solution in solutions.values()]
     return {
-        "weights": weights,
+        **labels,
         "batch": count,
-        "size": options.size,
         **spread(seconds[1:]),
         "compile_s": max((seconds[0] - seconds[1]) * count, 0.0),
-        "iterations": iterations / count,
-        "F": statistics.mean(losses),
+        "iterations": statistics.mean(int(solution.iterations) for solution in solutions),
+        "F": statistics.mean(float(solution.loss) for solution in solutions),
         "before_bytes": before,
     }
 
 
-def compiled(count: int, options: Options) -> dict[str, Any]:
+def compiled(count: int, options: Options) -> Figures:
     """What the compiler asks for to advance so many lanes at once; seconds are those of compiling."""
-    extractor, weights = extractor_for(NETWORK, options)
-    model = model_of("patchcore", extractor, options, training=FEW)
-    starts, problems = batch_of(model, batch=1, full=False)
-    rates = endless_rates(model)
-    states = jax.vmap(lambda start, problem: init(start, problem, rates))(starts, problems)
+    model, labels = _model(options)
+    (starts, problems), settings = batch_of(model, batch=1, full=False), endless(model)
 
     def wide(leaf: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((count, *leaf.shape[1:]), leaf.dtype)
 
-    states, problems = jax.tree.map(wide, (states, problems))
-    call = prepared(advance, extractor, states, problems, rates, detector=get_detector("patchcore"))
-    labels = {"weights": weights, "batch": count, "size": options.size}
+    states, problems = jax.tree.map(wide, (first_states(starts, model.energy, problems, settings), problems))
+    call = prepared(_advance, states, model.energy, problems, settings)
     sizes = {f"{name}_bytes": value for name, value in call.memory.items()}
-    return {**labels, **spread([call.compile_s]), **sizes, "call_bytes": call_bytes(call), "flops": call.flops}
+    return {**labels, "batch": count, **spread([call.compile_s]), **sizes, "call_bytes": call.call_bytes}
 
 
-KINDS: dict[str, Callable[[int, Options], dict[str, Any]]] = {
+KINDS: dict[str, Callable[[int, Options], Figures]] = {
     "batch": batch,
     "size": size,
     "bank": bank,
@@ -203,6 +181,7 @@ def serve(pipe: Connection, kind: str, value: int, options: Options) -> None:
         figures = KINDS[kind](value, options)
         figures["device"] = jax.devices()[0].device_kind
         figures["peak_bytes"] = peak_bytes()
+        figures["peak_gib"] = round(figures["peak_bytes"] / GIB, 3)
         held = jax.devices()[0].memory_stats()
         if held is not None:
             figures["device_bytes"] = held["peak_bytes_in_use"]
@@ -212,7 +191,7 @@ def serve(pipe: Connection, kind: str, value: int, options: Options) -> None:
     pipe.recv()
 
 
-def cases(options: Options) -> Iterator[dict[str, Any]]:
+def cases(options: Options) -> Iterator[Figures]:
     """Every combination that is asked for."""
     for kind, values in VALUES.items():
         first = None
@@ -221,9 +200,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
                 continue
             with worker(serve, kind, value, options) as pipe:
                 figures = pipe.recv()
-            if "failed" in figures:
-                print(f"{kind} {value}: {figures['failed']}", file=sys.stderr, flush=True)
-                continue
-            first = figures["median_s"] if first is None else first
-            figures["peak_gib"] = round(figures["peak_bytes"] / GIB, 3)
-            yield {"kind": kind, "value": value, "ratio": round(figures["median_s"] / first, 3), **figures}
+            if "failed" not in figures:
+                first = figures["median_s"] if first is None else first
+                figures["ratio"] = round(figures["median_s"] / first, 3)
+            yield {"kind": kind, "value": value, **figures}

@@ -2,7 +2,7 @@
 
 Weights of (14), candidates and statistics are made before. `step` is one jitted call; `loop` is an iteration
 of the `lax.while_loop` of `solve`, over one of gradient descent on the bare extractor in a `fori_loop`. `lanes` is
-what `solve_lanes` makes of a batch on a CPU, the `loop` of one picture on each core, and its time is that of the whole
+what `solve_many` makes of a batch on a CPU, the `loop` of one picture on each core, and its time is that of the whole
 batch; `ratio` compares it with the bare call of the batch, `ratio_alike` with the bare loop spread in the same way.
 """
 
@@ -17,15 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from limits import shares
-from options import DETECTORS, EXTRACTORS, Options
-from problems import batch_of, endless_rates, extractor_for, model_of, use_all_cores
+from problems import DETECTORS, EXTRACTORS, Options, batch_of, endless, extractor_for, model_of, use_all_cores
 from timing import Prepared, call_once, interleaved, prepared, summary
 
-from f2pad_jax.detectors import Detector, get_detector
-from f2pad_jax.fitting import Model
+from f2pad_jax import Energy, Model, Problem, Settings, State, init, solve, step
+from f2pad_jax.core import Info
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Problem
-from f2pad_jax.solver import Info, Rates, State, init, solve, step
 
 ITERATIONS = 5  # of a measurement of `loop`
 
@@ -70,24 +67,21 @@ def bare_loop(extractor: Extractor, images: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, ITERATIONS, descend, images)
 
 
-@partial(jax.jit, static_argnames="detector")
-def steps(
-    extractor: Extractor, states: State, problems: Problem, rates: Rates, detector: Detector
-) -> tuple[State, Info]:
+@jax.jit
+def steps(states: State, energy: Energy, problems: Problem, settings: Settings) -> tuple[State, Info]:
     """A step of every picture of a batch."""
-    return jax.vmap(lambda s, p: step(s, p, rates, extractor=extractor, detector=detector))(states, problems)
+    return jax.vmap(step, in_axes=(0, None, 0, None))(states, energy, problems, settings)
 
 
-@partial(jax.jit, static_argnames="detector")
-def step_loop(
-    extractor: Extractor, starts: jax.Array, problems: Problem, rates: Rates, detector: Detector
-) -> jax.Array:
-    """The first iterations of the solve of every picture of a batch."""
+@jax.jit
+def step_loop(starts: jax.Array, energy: Energy, problems: Problem, settings: Settings) -> jax.Array:
+    """A solve of every picture of a batch."""
+    return jax.vmap(solve, in_axes=(0, None, 0, None))(starts, energy, problems, settings).normal
 
-    def solve_one(start: jax.Array, problem: Problem) -> jax.Array:
-        return solve(start, problem, rates, ITERATIONS, extractor=extractor, detector=detector).normal
 
-    return jax.vmap(solve_one)(starts, problems)
+def first_states(starts: jax.Array, energy: Energy, problems: Problem, settings: Settings) -> State:
+    """The states of a batch before the first step."""
+    return jax.vmap(init, in_axes=(0, None, 0, None))(starts, energy, problems, settings)
 
 
 def on_each_core(function: Any, shared: Any, lanes: Any) -> Prepared:
@@ -110,58 +104,46 @@ def on_each_core(function: Any, shared: Any, lanes: Any) -> Prepared:
     return prepared(call, jax.device_put(shared, everywhere), lanes)
 
 
-def measured_lanes(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
-    """The figures of a "lanes" variant."""
-    extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
-    starts, problems = batch_of(model, batch=variant.batch, full=variant.region == "full")
-
-    def solve_one(extractor: Extractor, lane: tuple[jax.Array, Problem]) -> jax.Array:
-        return solve(*lane, rates, ITERATIONS, extractor=extractor, detector=detector).normal
-
-    calls = {
-        "bare": prepared(bare, extractor, starts),
-        "alike": on_each_core(lambda e, image: bare_loop(e, image[None])[0], extractor, jnp.asarray(starts)),
-        "ours": on_each_core(solve_one, extractor, (jnp.asarray(starts), problems)),
-    }
-    times, _ = interleaved({k: partial(call_once, call.run) for k, call in calls.items()}, repeats=repeats)
-    rounds = variant.batch / (ITERATIONS * jax.local_device_count())  # of calls, for a step of the whole batch
-    ours, alike = ([t * rounds for t in times[k]] for k in ("ours", "alike"))
-    like = summary(ours, alike)
-    return {
-        "positions": problems.feature.positions.shape[1],
-        **summary(ours, times["bare"]),
-        "ratio_alike": like["ratio"],
-        "alike_median_s": like["base_median_s"],
-        "compile_s": calls["ours"].compile_s,
-        "precision": extractor.precision,
-    }
-
-
 def measured(model: Model, variant: Variant, *, repeats: int) -> dict[str, Any]:
-    """The figures of one variant; operations, bytes and shares of the peak are those of a step of the whole batch."""
-    extractor, detector, rates = model.extractor, get_detector(model.detector), endless_rates(model)
+    """The figures of one variant; times, operations, bytes and shares of the peak are those of the whole batch."""
+    energy, extractor = model.energy, model.extractor
     starts, problems = batch_of(model, batch=variant.batch, full=variant.region == "full")
+    few = endless(model, ITERATIONS)
     calls: dict[str, Prepared]
+    each = {"ours": 1.0, "bare": 1.0, "alike": 1.0}  # by which a call's time is divided
     if variant.kind == "step":
-        states = jax.vmap(lambda start, problem: init(start, problem, rates))(starts, problems)
+        settings = endless(model)
+        states = first_states(starts, energy, problems, settings)
         calls = {
             "bare": prepared(bare, extractor, starts),
-            "ours": prepared(steps, extractor, states, problems, rates, detector=detector),
+            "ours": prepared(steps, states, energy, problems, settings),
         }
-    else:
+    elif variant.kind == "loop":
         calls = {
             "bare": prepared(bare_loop, extractor, starts),
-            "ours": prepared(step_loop, extractor, starts, problems, rates, detector=detector),
+            "ours": prepared(step_loop, starts, energy, problems, few),
         }
+        each |= {"ours": ITERATIONS, "bare": ITERATIONS}
+    else:
+        calls = {
+            "bare": prepared(bare, extractor, starts),
+            "alike": on_each_core(lambda shared, image: bare_loop(shared, image[None])[0], extractor, starts),
+            "ours": on_each_core(lambda e, lane: solve(lane[0], e, lane[1], few).normal, energy, (starts, problems)),
+        }
+        rounds = variant.batch / (ITERATIONS * jax.local_device_count())  # of calls, for a step of the whole batch
+        each |= {"ours": 1 / rounds, "alike": 1 / rounds}
     times, _ = interleaved({k: partial(call_once, call.run) for k, call in calls.items()}, repeats=repeats)
-    each = ITERATIONS if variant.kind == "loop" else 1
-    times = {k: [t / each for t in series] for k, series in times.items()}
-    figures = {"positions": problems.feature.positions.shape[1], **summary(times["ours"], times["bare"])}
-    figures |= {"compile_s": calls["ours"].compile_s, "precision": extractor.precision}
+    times = {k: [t / each[k] for t in series] for k, series in times.items()}
+    ours = calls["ours"]
+    figures: dict[str, Any] = summary(times["ours"], times["bare"])
+    figures |= {"positions": problems.present.shape[1], "compile_s": ours.compile_s, "precision": extractor.precision}
+    if variant.kind == "lanes":
+        like = summary(times["ours"], times["alike"])
+        return figures | {"ratio_alike": like["ratio"], "alike_median_s": like["base_median_s"]}
     if variant.kind == "loop":  # whose body the counters see once
         return figures
-    ours, bare_call = calls["ours"], calls["bare"]
-    figures |= {"flops": ours.flops, "bytes": ours.bytes, "base_flops": bare_call.flops, "base_bytes": bare_call.bytes}
+    figures |= {"flops": ours.flops, "base_flops": calls["bare"].flops}
+    figures |= {"bytes": ours.bytes, "base_bytes": calls["bare"].bytes}
     return figures | shares(ours.flops, ours.bytes, figures["median_s"], precision=extractor.precision)
 
 
@@ -176,5 +158,4 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
         model = model_of(detector, extractor, options)
         labels = {"extractor": name, "weights": weights, "detector": detector, "size": options.size}
         for variant in variants:
-            measure = measured_lanes if variant.kind == "lanes" else measured
-            yield {**labels, **variant._asdict(), **measure(model, variant, repeats=options.repeats)}
+            yield {**labels, **variant._asdict(), **measured(model, variant, repeats=options.repeats)}

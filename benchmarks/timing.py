@@ -1,4 +1,4 @@
-"""Wall times of calls that are to be compared."""
+"""Wall times of calls that are to be compared, and what compiled calls ask for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from limits import operations
 
 Seconds = float
 SIZES = {"arguments": "argument", "results": "output", "temporaries": "temp", "reused": "alias"}  # as XLA names them
@@ -21,35 +20,48 @@ class Prepared(NamedTuple):
     Attributes:
       run: calls it.
       compile_s: seconds that tracing and compiling took.
-      flops: floating-point operations of the traced program.
-      bytes: that the compiled program touches.
+      flops: floating-point operations of the traced program, see `operations`.
+      bytes: that the compiled program touches, operation by operation; what stays in caches counts as if it did not.
       memory: the compiler's numbers in bytes: of the arguments, results and temporaries, and of results that take
         the place of arguments.
     """
 
     run: Callable[[], Any]
     compile_s: Seconds
-    flops: int
+    flops: float
     bytes: float
     memory: dict[str, int]
 
+    @property
+    def call_bytes(self) -> int:
+        """The compiler's number for one call: arguments, results and temporaries."""
+        sizes = self.memory
+        return sizes["arguments"] + sizes["results"] + sizes["temporaries"] - sizes["reused"]
 
-def prepared(function: Any, *arguments: Any, **static: Any) -> Prepared:
-    """Compiles a jitted function ahead of its calls.
 
-    Args:
-      function: of `jax.jit`.
-      arguments: arrays, or their shapes if it is never to run.
-      static: its static arguments.
-    """
+def prepared(function: Any, *arguments: Any) -> Prepared:
+    """Compiles a jitted function ahead of its calls; arguments may be shapes if it is never to run."""
     began = time.perf_counter()
-    traced = function.trace(*arguments, **static)
-    compiled = traced.lower().compile()
+    compiled = function.trace(*arguments).lower().compile()
     taken = time.perf_counter() - began
     cost, sizes = compiled.cost_analysis() or {}, compiled.memory_analysis()
     memory = {name: int(getattr(sizes, f"{word}_size_in_bytes")) for name, word in SIZES.items()}
     moved = float(cost.get("bytes accessed", 0.0))
-    return Prepared(lambda: compiled(*arguments), taken, operations(traced.jaxpr), moved, memory)
+    return Prepared(lambda: compiled(*arguments), taken, operations(function, *arguments), moved, memory)
+
+
+def operations(function: Any, *arguments: Any) -> float:
+    """Floating-point operations of a jitted function as XLA counts them before it optimises, the same on all devices.
+
+    A product counts as two, products with padding do not count, and a loop's body counts once. The program is lowered
+    for a CPU, because other compilers tell no numbers, or none of what their libraries compute.
+    """
+
+    def shape(leaf: Any) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+
+    with jax.default_device(jax.devices("cpu")[0]):
+        return float(function.trace(*jax.tree.map(shape, arguments)).lower().cost_analysis()["flops"])
 
 
 def call_once(function: Callable[[], Any]) -> Seconds:

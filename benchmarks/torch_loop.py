@@ -1,7 +1,7 @@
 """The paper's loop in eager PyTorch, one picture at a time: the peer of `pytorch_loop`. Imports torch.
 
 Equation numbers are those of arXiv 2407.06519. Every function takes tensors of one device; pictures are
-(1, 3, H, W), ImageNet-normalised. The terms are weighted as in `f2pad_jax.objective`; the loss that is stepped on and
+(1, 3, H, W), ImageNet-normalised. The terms are weighted as in `f2pad_jax.core.energy`; the loss that is stepped on and
 watched by the stop rule is F in the paper's own units, in which l_n is the plain sum of the scores.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch_networks import NETWORKS
 
-from f2pad_jax.data.images import IMAGENET_MEAN, IMAGENET_STD
+from f2pad_jax.core.pixels import MEAN, STD
 
 RADIUS, SPACE, COLOUR = 5, 1.1, 3.0  # ks, σ0 and σ1 of (13) and (14)
 CLIP, FLOOR = 0.03, 0.1  # of the gradient; of |a| in (15), with γ0 = 1
@@ -178,7 +178,7 @@ class Adan:
 
 def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, limit: int) -> tuple[Tensor, int, float]:
     """Algorithm 1's loop: n, iterations, and the last F in the paper's units."""
-    mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (MEAN, STD))
     image, alphas = problem.image, (choices.alpha1, choices.alpha2)
     value = math.nan
     unit = problem.score / problem.stride**2  # turns the weighted terms into the paper's units

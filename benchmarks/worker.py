@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
+
+from f2pad_jax.errors import InputError
+
+
+def need_torch() -> None:
+    """Makes sure that torch is installed.
+
+    Raises:
+      InputError: it is not.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise InputError("torch is not installed", hint="pip install 'f2pad-jax[parity]'")
 
 
 @contextmanager

@@ -125,9 +125,8 @@ def _as_chosen(model: Model, path: Path) -> tuple[Model, dict[str, float]]:
         chosen = json.loads(path.read_text("utf-8"))
         values = chosen.pop("settings")
         seconds = {name: chosen.pop(name) for name in ("fit_seconds", "tune_seconds")}
-        settings, procedure = (
-            replace(own, **{name: values[name] for name in vars(own)}) for own in (model.settings, model.procedure)
-        )
+        settings = replace(model.settings, **{name: values[name] for name in vars(model.settings)})
+        procedure = replace(model.procedure, **{name: values[name] for name in vars(model.procedure)})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"is of another version ({error})", where=path, hint="name a new --out") from error
     if procedure.components != model.procedure.components:

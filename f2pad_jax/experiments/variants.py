@@ -131,12 +131,8 @@ def change(model: Model, variant: str, category: Category) -> Model:
         return replace(model, settings=settings, procedure=procedure)
     if "quantile" in asked:
         return _at(model, float(np.quantile(score_maps(model, model.held_out), float(asked["quantile"]))))
-    settings, procedure = (
-        replace(own, **{name: _value(getattr(own, name), text) for name, text in asked.items() if hasattr(own, name)})
-        for own in (model.settings, model.procedure)
-    )
-    changed = replace(model, settings=settings, procedure=procedure)
-    return refit_mixture(changed, procedure.components) if "components" in asked else changed
+    changed = replace(model, settings=_changed(model.settings, asked), procedure=_changed(model.procedure, asked))
+    return refit_mixture(changed, changed.procedure.components) if "components" in asked else changed
 
 
 def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Outcome]:
@@ -216,6 +212,13 @@ def _solve(model: Model, variant: str, images: np.ndarray, sights: Sequence[Sigh
 
 def _at(model: Model, threshold: float) -> Model:
     return replace(model, threshold=threshold, region_threshold=threshold)
+
+
+def _changed(own: Any, asked: dict[str, str]) -> Any:
+    """Settings or a procedure with those values that are asked of it."""
+    return replace(
+        own, **{name: _value(getattr(own, name), text) for name, text in asked.items() if hasattr(own, name)}
+    )
 
 
 def _value(own: Any, text: str) -> Any:
