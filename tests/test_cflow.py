@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from f2pad_jax.checkpoint import load_arrays, save_arrays
-from f2pad_jax.detectors import cflow, cflow_training
+from f2pad_jax.detectors import cflow_training
+from f2pad_jax.detectors.cflow import CFlow
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
@@ -39,8 +39,8 @@ def one(maps: Maps, index: int = 0) -> tuple[jax.Array, ...]:
 
 
 @pytest.fixture(scope="module")
-def params() -> cflow.Params:
-    return cflow.fit(draw_maps(24), seed=0, **QUICK)
+def fitted() -> CFlow:
+    return CFlow.fit(draw_maps(24), seed=0, **QUICK)
 
 
 def assert_same(found: Any, wanted: Any) -> None:
@@ -48,37 +48,37 @@ def assert_same(found: Any, wanted: Any) -> None:
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
 
-def likelihoods(params: cflow.Params, maps: Maps, level: int) -> np.ndarray:
+def likelihoods(detector: CFlow, maps: Maps, level: int) -> np.ndarray:
     """Log p / C at every position of all pictures, from the flow and the position code alone: (N, H, W)."""
-    decoder, m = params[f"map{level}"], maps[level]
-    spec = FlowSpec(m.shape[-1], decoder["flow"]["scale"].shape[0])
-    standard = (m - np.asarray(decoder["mean"])) / np.asarray(decoder["deviation"])
+    decoder, m = detector.decoders[level], maps[level]
+    spec = FlowSpec(m.shape[-1], decoder.flow["scale"].shape[0])
+    standard = (m - np.asarray(decoder.mean)) / np.asarray(decoder.deviation)
     code = np.tile(flow.position_code(*m.shape[1:3]).reshape(-1, 128), (len(m), 1))
-    terms = flow.condition_terms(decoder["flow"], jnp.asarray(code))
-    logs = flow.log_prob(decoder["flow"], jnp.asarray(standard.reshape(-1, m.shape[-1])), terms, spec=spec)
+    terms = flow.condition_terms(decoder.flow, jnp.asarray(code))
+    logs = flow.log_prob(decoder.flow, jnp.asarray(standard.reshape(-1, m.shape[-1])), terms, spec=spec)
     return np.asarray(logs, float).reshape(m.shape[:3]) / m.shape[-1]
 
 
 # Training
 
 
-def test_training_lowers_the_held_out_loss(params: cflow.Params) -> None:
+def test_training_lowers_the_held_out_loss(fitted: CFlow) -> None:
     fresh = draw_maps(40, seed=5)
-    before = cflow.fit(draw_maps(24), seed=0, blocks=2, epochs=0)
+    before = CFlow.fit(draw_maps(24), seed=0, blocks=2, epochs=0)
     for level in range(2):
-        first, last = (likelihoods(p, fresh, level).mean() for p in (before, params))
+        first, last = (likelihoods(p, fresh, level).mean() for p in (before, fitted))
         assert last > first + 0.05
 
 
-def test_training_depends_on_the_seed_alone(params: cflow.Params) -> None:
-    assert_same(cflow.fit(draw_maps(24), seed=0, **QUICK), params)
-    other = cflow.fit(draw_maps(24), seed=1, **QUICK)
-    assert not np.array_equal(other["map0"]["flow"]["inner"], params["map0"]["flow"]["inner"])
+def test_training_depends_on_the_seed_alone(fitted: CFlow) -> None:
+    assert_same(CFlow.fit(draw_maps(24), seed=0, **QUICK), fitted)
+    other = CFlow.fit(draw_maps(24), seed=1, **QUICK)
+    assert not np.array_equal(other.decoders[0].flow["inner"], fitted.decoders[0].flow["inner"])
 
 
 @pytest.mark.parametrize("stop", [1, 4, 6])
 def test_interrupted_training_goes_on_where_it_stopped(
-    params: cflow.Params, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fitted: CFlow, stop: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Cut off in the first map, between the maps and in the second."""
     run, calls = cflow_training._run, []
@@ -92,27 +92,27 @@ def test_interrupted_training_goes_on_where_it_stopped(
     folder = tmp_path / "training"
     monkeypatch.setattr(cflow_training, "_run", fails)
     with pytest.raises(KeyboardInterrupt):
-        cflow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK)
+        CFlow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK)
     resumed: list[int] = []
     monkeypatch.setattr(cflow_training, "_run", lambda *a: resumed.append(1) or run(*a))
-    assert_same(cflow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK), params)
+    assert_same(CFlow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK), fitted)
     assert len(resumed) == 2 * QUICK["epochs"] - stop
     resumed.clear()
-    assert_same(cflow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK), params)
+    assert_same(CFlow.fit(draw_maps(24), seed=0, checkpoint=folder, **QUICK), fitted)
     assert not resumed
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / "training"
-    cflow.fit(draw_maps(4), used=1, checkpoint=folder, epochs=1, blocks=1)
+    CFlow.fit(draw_maps(4), used=1, checkpoint=folder, epochs=1, blocks=1)
     changed: list[dict[str, Any]] = [{}, {"seed": 1}, {"rate": 1e-4}]
     for maps, options in zip((draw_maps(4, seed=1), draw_maps(4), draw_maps(4)), changed, strict=True):
         with pytest.raises(InputError, match="a training of other pictures or settings; name a new folder"):
-            cflow.fit(maps, used=1, checkpoint=folder, epochs=1, blocks=1, **options)
+            CFlow.fit(maps, used=1, checkpoint=folder, epochs=1, blocks=1, **options)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/notes.txt").write_text("")
     with pytest.raises(InputError, match="exists already and is no flow-training"):
-        cflow.fit(draw_maps(4), checkpoint=tmp_path / "mine", epochs=1, blocks=1)
+        CFlow.fit(draw_maps(4), checkpoint=tmp_path / "mine", epochs=1, blocks=1)
 
 
 def test_training_stops_early_and_keeps_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,14 +121,14 @@ def test_training_stops_early_and_keeps_the_best(monkeypatch: pytest.MonkeyPatch
     run = cflow_training._run
     monkeypatch.setattr(cflow_training, "_run", lambda *a: seen.append(run(*a)) or seen[-1])
     monkeypatch.setattr(cflow_training, "_judge", lambda *_: jnp.float32(next(losses)))
-    params = cflow.fit(draw_maps(4), used=1, epochs=20, blocks=1)
+    detector = CFlow.fit(draw_maps(4), used=1, epochs=20, blocks=1)
     assert len(seen) == 2 + cflow_training.PATIENCE
-    assert_same(params["map0"]["flow"], seen[1][0])
+    assert_same(detector.decoders[0].flow, seen[1][0])
 
 
 def test_diverged_training_is_one_clear_line() -> None:
     with pytest.raises(InputError, match="diverged; lower its learning rate"):
-        cflow.fit(draw_maps(24), epochs=2, blocks=2, rate=1e30)
+        CFlow.fit(draw_maps(24), epochs=2, blocks=2, rate=1e30)
 
 
 def test_the_schedule_is_the_references() -> None:
@@ -146,55 +146,54 @@ def test_the_schedule_is_the_references() -> None:
 
 def test_too_few_pictures_or_maps_are_refused() -> None:
     with pytest.raises(InputError, match="one picture is too few"):
-        cflow.fit(draw_maps(1))
+        CFlow.fit(draw_maps(1))
     with pytest.raises(InputError, match="3 maps are asked for, the extractor has 2"):
-        cflow.fit(draw_maps(4), used=3)
+        CFlow.fit(draw_maps(4), used=3)
 
 
 # Scores
 
 
-def test_the_summands_add_up_to_equation_six(params: cflow.Params) -> None:
+def test_the_summands_add_up_to_equation_six(fitted: CFlow) -> None:
     test = draw_maps(1, seed=9)
-    logs = [likelihoods(params, test, level)[0] for level in range(2)]
-    undivided = params | {"undivided": jnp.zeros(0)}
-    for found, factors in ((params, (1, 1)), (undivided, CHANNELS)):
-        summands = np.asarray(cflow.summands(found, one(test)))
+    logs = [likelihoods(fitted, test, level)[0] for level in range(2)]
+    for detector, factors in ((fitted, (1, 1)), (fitted.replace(divided=False), CHANNELS)):
+        summands = np.asarray(detector.summands(one(test)))
         costs = [-np.log(1 / (1 + np.exp(-factor * log))) for log, factor in zip(logs, factors, strict=True)]
         np.testing.assert_allclose(summands.sum(), sum(cost.sum() for cost in costs), rtol=1e-4)
         np.testing.assert_allclose(summands, costs[0] + np.kron(costs[1], np.ones((2, 2))) / 4, rtol=1e-4)
 
 
-def test_the_score_is_the_likelihood_missing_from_the_references(params: cflow.Params) -> None:
+def test_the_score_is_the_likelihood_missing_from_the_references(fitted: CFlow) -> None:
     train, test = draw_maps(24), draw_maps(1, seed=9)
     wanted = np.zeros((4, 4))
     for level, side in enumerate(SIDES):
-        reference = likelihoods(params, train, level).max()
-        np.testing.assert_allclose(params[f"map{level}"]["reference"], reference, rtol=1e-4)
-        p = np.minimum(np.exp(likelihoods(params, test, level)[0] - reference), 1)
+        reference = likelihoods(fitted, train, level).max()
+        np.testing.assert_allclose(fitted.decoders[level].reference, reference, rtol=1e-4)
+        p = np.minimum(np.exp(likelihoods(fitted, test, level)[0] - reference), 1)
         corners = np.linspace(0, side - 1, 4)
         grid = np.stack(np.meshgrid(corners, corners, indexing="ij"), axis=-1)
         wanted += 1 - RegularGridInterpolator((np.arange(side), np.arange(side)), p)(grid)
-    np.testing.assert_allclose(cflow.score(params, one(test)), wanted, atol=1e-4)
+    np.testing.assert_allclose(fitted.score(one(test)), wanted, atol=1e-4)
 
 
-def test_strange_features_score_higher(params: cflow.Params) -> None:
+def test_strange_features_score_higher(fitted: CFlow) -> None:
     test = draw_maps(1, seed=9)
     strange = tuple(m.copy() for m in test)
     strange[0][0, 1, 2] += 20
-    for function in (cflow.score, cflow.summands):
-        before, after = (np.asarray(function(params, one(maps))) for maps in (test, strange))
+    for function in (fitted.score, fitted.summands):
+        before, after = (np.asarray(function(one(maps))) for maps in (test, strange))
         changed = before != after
         assert changed.sum() == 1
         assert after[1, 2] > before[1, 2] + 0.1
 
 
-def test_fewer_maps_and_undivided_likelihoods_are_options(tmp_path: Path) -> None:
-    few = cflow.fit(draw_maps(4), used=1, divided=False, epochs=1, blocks=1)
-    assert few.keys() == {"map0", "undivided"}
-    save_arrays(tmp_path / "kept", few, {}, kind="model", version=1)
-    assert_same(load_arrays(tmp_path / "kept", kind="model", version=1)[0], few)  # an array without elements, too
-    summands = np.asarray(cflow.summands(few, one(draw_maps(4))))
+def test_fewer_maps_and_undivided_likelihoods_are_options() -> None:
+    few = CFlow.fit(draw_maps(4), used=1, divided=False, epochs=1, blocks=1)
+    assert (len(few.decoders), few.divided) == (1, False)
+    arrays, facts = few.state()
+    assert (arrays.keys(), facts) == ({"map0"}, {"divided": False, "clamp": "tanh"})
+    summands = np.asarray(few.summands(one(draw_maps(4))))
     wanted = np.logaddexp(0, -CHANNELS[0] * likelihoods(few, draw_maps(4), 0)[0])
     np.testing.assert_allclose(summands, wanted, rtol=1e-4)
 
@@ -243,17 +242,29 @@ def test_torch_checkpoints_are_read(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize("clamp", ["tanh", "atan"])
 def test_imported_flows_need_no_training(clamp: Any) -> None:
     imported = [(params, FlowSpec(spec.channels, 2, clamp=clamp)) for params, spec in flows()]
-    params = cflow.fit(draw_maps(4), imported=imported)
-    assert ("atan" in params) == (clamp == "atan")
-    assert_same(params["map1"]["flow"], imported[1][0])
+    detector = CFlow.imported(draw_maps(4), imported)
+    assert detector.clamp == clamp
+    assert_same(detector.decoders[1].flow, imported[1][0])
     test = draw_maps(1, seed=9)
     terms = flow.condition_terms(imported[0][0], jnp.asarray(flow.position_code(4, 4).reshape(16, 128)))
     logs = flow.log_prob(imported[0][0], jnp.asarray(test[0].reshape(16, -1)), terms, spec=imported[0][1])
-    only = cflow.fit(draw_maps(4), imported=imported[:1])
-    found = cflow.summands(only, one(test)).ravel()
+    only = CFlow.imported(draw_maps(4), imported[:1])
+    found = only.summands(one(test)).ravel()
     np.testing.assert_allclose(found, jax.nn.softplus(-logs / CHANNELS[0]), rtol=1e-4)
     with pytest.raises(InputError, match="the flows are of maps with 4 channels, not 5"):
-        cflow.fit(draw_maps(4), imported=imported[1:])
+        CFlow.imported(draw_maps(4), imported[1:])
+
+
+def test_a_file_takes_the_place_of_training(tmp_path: Path) -> None:
+    path = file_of(tmp_path / "flows.npz", [to_freia(params) for params, _ in flows()])
+    found = CFlow.fit(draw_maps(4), flow=path)
+    assert_same(found, CFlow.imported(draw_maps(4), read_flows(path)))
+    assert len(CFlow.fit(draw_maps(4), flow=path, used=1).decoders) == 1
+    assert len(CFlow.fit(draw_maps(4), flow=path, blocks=2).decoders) == 2
+    with pytest.raises(InputError, match="the flows have 2 couplings, not 3"):
+        CFlow.fit(draw_maps(4), flow=path, blocks=3)
+    with pytest.raises(InputError, match="imported flows are not trained; leave checkpoint out"):
+        CFlow.fit(draw_maps(4), flow=path, checkpoint=tmp_path / "training")
 
 
 def _broken(change: str) -> dict[str, np.ndarray]:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import skimage.data
 from scipy import ndimage
 
-from f2pad_jax.fills import harmonic_fill, matching_fill
-from f2pad_jax.fills.matching import search, surroundings_weight
+from f2pad_jax.core.pixels import STD, normalize
+from f2pad_jax.errors import InputError
+from f2pad_jax.fills import FILLS, Normals, harmonic_fill, matching, matching_fill
+from f2pad_jax.fills.matching import BATCH, COARSE, search, surroundings_weight
 
 SIDE = 64
 CORNER = 100  # of the true crop in the photograph
@@ -91,26 +97,28 @@ def test_nothing_and_everything_to_fill(rng: np.random.Generator) -> None:
 
 @pytest.fixture(scope="module")
 def photograph() -> np.ndarray:
-    return (skimage.data.gravel() / 255 * 4 - 2).astype(np.float32)
+    return 20 + 0.84 * skimage.data.gravel()
 
 
 def crop(photograph: np.ndarray, row: int, column: int) -> np.ndarray:
-    return photograph[row : row + SIDE, column : column + SIDE, None] * COLOUR
+    """Eight-bit colours; a grey level is 0.018 when it is normalised."""
+    colours = photograph[row : row + SIDE, column : column + SIDE, None] * COLOUR
+    return np.clip(np.rint(colours), 0, 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="module")
 def case(photograph: np.ndarray) -> tuple[np.ndarray, np.ndarray, Region]:
     """The truth, the picture with one wild colour in the region, and the region."""
-    truth = crop(photograph, CORNER, CORNER)
+    truth = normalize(crop(photograph, CORNER, CORNER))
     region = np.zeros((SIDE, SIDE), bool)
     region[24:38, 28:44] = True
     region[30:42, 20:30] = True
     return truth, np.where(region[..., None], np.array([2.0, -1.5, 1.0], np.float32), truth), region
 
 
-def among_others(photograph: np.ndarray, picture: np.ndarray) -> np.ndarray:
+def among_others(photograph: np.ndarray, picture: np.ndarray) -> Normals:
     others = [crop(photograph, *corner) for corner in ((300, 40), (250, 330), (20, 400))]
-    return np.stack([*others[:2], picture, others[2]])
+    return Normals(np.stack([*others[:2], picture, others[2]]))
 
 
 def errors(filled: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> np.ndarray:
@@ -124,22 +132,22 @@ def errors(filled: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> n
 def test_a_turned_picture_gives_the_region_back_exactly(
     photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], turns: int
 ) -> None:
-    truth, broken, region = case
-    normals = among_others(photograph, np.rot90(truth, turns))
+    _, broken, region = case
+    normals = among_others(photograph, np.rot90(crop(photograph, CORNER, CORNER), turns))
     filled, error = matching_fill(broken, region, normals)
     np.testing.assert_allclose(errors(filled, case), 0, atol=1e-6)
     assert error < 1e-5
 
 
 @pytest.mark.parametrize("shift", [(0, 4), (8, -4), (5, -3), (-7, 2), (1, 1)])
-@pytest.mark.parametrize("turns", [0, 1])
+@pytest.mark.parametrize("turns", range(4))
 def test_a_shifted_picture_gives_the_region_back(
     photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], shift: tuple[int, int], turns: int
 ) -> None:
     _, broken, region = case
     moved = crop(photograph, CORNER + shift[0], CORNER + shift[1])
     filled, _ = matching_fill(broken, region, among_others(photograph, np.rot90(moved, turns)))
-    # A grey level is 0.016 here; interpolation at a place that is not quite whole leaves about one.
+    # Interpolation at a place that is not quite whole leaves about one grey level.
     assert np.sqrt(np.mean(errors(filled, case) ** 2)) < 0.012
     assert np.sqrt(np.mean(errors(harmonic_fill(broken, region), case) ** 2)) > 0.3
 
@@ -164,10 +172,12 @@ def test_a_part_of_a_pixel_and_a_few_degrees_come_close(
 
 
 def test_a_brighter_picture_is_evened_out(photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> None:
-    truth, broken, region = case  # a grey level is 0.016
-    offset = np.array([0.2, -0.1, 0.15], np.float32)
-    filled, error = matching_fill(broken, region, np.stack([truth + offset]))
-    np.testing.assert_allclose(errors(filled, case), 0, atol=0.016)
+    _, broken, region = case
+    levels = np.array([12, -6, 9])
+    brighter = (crop(photograph, CORNER, CORNER) + levels).astype(np.uint8)
+    filled, error = matching_fill(broken, region, Normals(brighter[None]))
+    np.testing.assert_allclose(errors(filled, case), 0, atol=0.016)  # less than a grey level
+    offset = levels / 255 / STD
     # The error is the root of the mean square over pixels of the distance in colour.
     assert 0.97 * np.linalg.norm(offset) < error <= 1.0001 * np.linalg.norm(offset)
 
@@ -177,7 +187,7 @@ def test_the_search_finds_picture_turn_and_shift(
 ) -> None:
     _, broken, region = case
     moved = crop(photograph, CORNER - 8, CORNER + 4)
-    cost, shift = search(broken, surroundings_weight(region), among_others(photograph, np.rot90(moved, 3)))
+    cost, shift = search(broken, surroundings_weight(region), among_others(photograph, np.rot90(moved, 3)).spectra)
     cost = np.asarray(cost)
     assert cost.shape == (4, 4)
     assert np.unravel_index(cost.argmin(), cost.shape) == (1, 2)  # three quarter turns and one are none
@@ -185,51 +195,95 @@ def test_the_search_finds_picture_turn_and_shift(
     assert cost[1, 2] < 0.1 * np.delete(cost.ravel(), 6).min()
 
 
-def test_the_searchs_cost_is_the_weighted_difference(
-    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]
-) -> None:
-    """Correlation in the Fourier domain against a loop over shifts, away from partly covered cells."""
-    truth, _, _ = case
-    region = np.zeros((SIDE, SIDE), bool)
-    region[24:40, 28:44] = True  # whole cells of the coarse grid
+def test_the_search_is_a_loop_over_turns_pictures_and_shifts(photograph: np.ndarray) -> None:
+    """Every comparison of the coarse grid, added up cell by cell in double precision."""
+    side = 48
+    grid = side // COARSE
+    image = normalize(crop(photograph, CORNER, CORNER)[:side, :side])
+    pictures = np.stack([crop(photograph, *corner)[:side, :side] for corner in ((300, 40), (250, 330), (20, 400))])
+    region = np.zeros((side, side), bool)
+    region[8:20, 24:40] = True  # whole cells, so that it is plain which of them must be covered
     weight = surroundings_weight(region)
-    normal = crop(photograph, 300, 40)
-    cost, shift = search(truth, weight, normal[None])
+    cost, shift = search(image, weight, Normals(pictures).spectra)
+    assert (cost.shape, shift.shape) == ((4, 3), (4, 3, 2))
 
     def pooled(array: np.ndarray) -> np.ndarray:
-        return array.reshape(16, 4, 16, 4, -1).mean((1, 3)).astype(float)
+        return array.astype(float).reshape(grid, COARSE, grid, COARSE, -1).mean((1, 3))
 
-    mass = pooled(weight[..., None])[..., 0]
-    colours = pooled(truth * weight[..., None]) / np.maximum(mass, 1e-6)[..., None]
-    small = pooled(normal)
-    lowest = np.inf
-    for down, right in np.ndindex(31, 31):
-        down, right = down - 15, right - 15
-        here = slice(max(0, -down), min(16, 16 - down)), slice(max(0, -right), min(16, 16 - right))
-        there = slice(max(0, down), min(16, 16 + down)), slice(max(0, right), min(16, 16 + right))
-        inside = np.zeros((16, 16), bool)
-        inside[here] = True
-        if not inside[6:10, 7:11].all() or mass[here].sum() <= 0.7 * mass.sum():
-            continue
-        difference = np.square(colours[here] - small[there]).sum(-1)
-        value = (mass[here] * difference).sum() / mass[here].sum()
-        if value < lowest:
-            lowest, place = value, (4 * down, 4 * right)
-    np.testing.assert_allclose(cost[0, 0], lowest, rtol=1e-3)
-    np.testing.assert_array_equal(shift[0, 0], place)
+    mass = pooled(weight)[..., 0]
+    colours = pooled(image * weight[..., None]) / np.maximum(mass, 1e-6)[..., None]
+    for turn, index in np.ndindex(4, 3):
+        turned = pooled(np.rot90(normalize(pictures[index]), turn))
+        lowest, place = np.inf, (0, 0)
+        for down, right in np.ndindex(2 * grid, 2 * grid):
+            down, right = down - grid, right - grid
+            here = slice(max(0, -down), min(grid, grid - down)), slice(max(0, -right), min(grid, grid - right))
+            there = slice(max(0, down), min(grid, grid + down)), slice(max(0, right), min(grid, grid + right))
+            covered = np.zeros((grid, grid), bool)
+            covered[here] = True
+            if not covered[2:5, 6:10].all() or mass[here].sum() <= 0.7 * mass.sum():
+                continue
+            difference = np.square(colours[here] - turned[there]).sum(-1)
+            value = (mass[here] * difference).sum() / mass[here].sum()
+            if value < lowest:
+                lowest, place = value, (COARSE * down, COARSE * right)
+        np.testing.assert_allclose(cost[turn, index], lowest, rtol=1e-4)
+        np.testing.assert_array_equal(shift[turn, index], place)
 
 
-def test_without_surroundings_the_fill_is_harmonic(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+def test_normal_pictures_are_transformed_once(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, broken, region = case
+    seen: list[int] = []
+    transform = matching._spectra
+
+    def counted(pictures: np.ndarray) -> jax.Array:
+        seen.append(len(pictures))
+        return transform(pictures)
+
+    monkeypatch.setattr(matching, "_spectra", counted)
+    pictures = np.stack([crop(photograph, 20 * k, 400 - 30 * k) for k in range(BATCH + 3)])
+    normals = Normals(pictures)
+    assert len(normals) == BATCH + 3
+    assert seen == []  # only when they are asked for
+    for _ in range(3):
+        matching_fill(broken, region, normals)
+    assert seen == [BATCH, 3]
+    assert normals.spectra.shape == (BATCH + 3, 4, 2 * SIDE // COARSE, SIDE // COARSE + 1)
+    np.testing.assert_array_equal(normals.spectra[BATCH], Normals(pictures[BATCH:]).spectra[0])
+    np.testing.assert_array_equal(normals.turned(2, 3), np.rot90(normalize(pictures[2]), 3))
+
+
+def test_fills_go_by_name(photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+    _, broken, region = case
+    normals = among_others(photograph, crop(photograph, CORNER, CORNER))
+    material: Any = SimpleNamespace(normals=normals, inpainter=None)
+    filled, error = FILLS["matching"](broken, region, material)
+    np.testing.assert_array_equal(filled, matching_fill(broken, region, normals).filled)
+    assert error < 1e-5
+    filled, error = FILLS["harmonic"](broken, region, material)
+    np.testing.assert_array_equal(filled, harmonic_fill(broken, region))
+    assert error == np.inf
+    with pytest.raises(InputError, match="the model has no autoencoder"):
+        FILLS["autoencoder"](broken, region, material)
+
+
+def test_without_surroundings_the_fill_is_harmonic(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]
+) -> None:
     truth, _, _ = case
     whole = np.ones((SIDE, SIDE), bool)
-    filled, error = matching_fill(truth, whole, truth[None])
+    filled, error = matching_fill(truth, whole, Normals(crop(photograph, CORNER, CORNER)[None]))
     np.testing.assert_array_equal(filled, harmonic_fill(truth, whole))
     assert error == np.inf
 
 
-def test_without_a_region_the_picture_is_returned(case: tuple[np.ndarray, np.ndarray, Region]) -> None:
+def test_without_a_region_the_picture_is_returned(
+    photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region]
+) -> None:
     truth, _, region = case
-    filled, error = matching_fill(truth, np.zeros_like(region), truth[None])
+    filled, error = matching_fill(truth, np.zeros_like(region), Normals(crop(photograph, CORNER, CORNER)[None]))
     np.testing.assert_array_equal(filled, truth)
     assert filled is not truth
     assert error == 0
