@@ -151,9 +151,9 @@ def _advance(
         return after, ran, after[0].status != Status.RUNNING
 
     spread, shared = PartitionSpec(AXIS), PartitionSpec()
-    specs: Any = {"mesh": mesh, "in_specs": (shared, spread, spread), "out_specs": spread}
     # Unchecked, because a loop inside a detector may begin with constants and end with what differs from lane to lane.
-    return jax.shard_map(chunk, check_vma=False, **specs)(energy, fixed, moving)
+    run = jax.shard_map(chunk, mesh=mesh, in_specs=(shared, spread, spread), out_specs=spread, check_vma=False)
+    return run(energy, fixed, moving)
 
 
 def _like(lane: Any, stacks: Any, index: int) -> Any:
