@@ -100,12 +100,19 @@ class Problem(struct.PyTreeNode, kw_only=True):
 
 
 class Terms(NamedTuple):
-    """The weighted terms, scalars that add up to F(n)."""
+    """The weighted terms, scalars that add up to F(n).
 
-    feature: Float[Array, ""]  # l_n
-    pixel: Float[Array, ""]  # α1 · l_p¹
-    variation: Float[Array, ""]  # α2 · l_p²
-    sparsity: Float[Array, ""]  # β · l_a
+    Attributes:
+      feature: l_n.
+      pixel: α1 · l_p¹.
+      variation: α2 · l_p².
+      sparsity: β · l_a.
+    """
+
+    feature: Float[Array, ""]
+    pixel: Float[Array, ""]
+    variation: Float[Array, ""]
+    sparsity: Float[Array, ""]
 
 
 def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Terms:

@@ -22,12 +22,18 @@ class Detector(Protocol):
     """A fitted detector, a `flax.struct` dataclass; `detectors.DETECTORS` lists the classes.
 
     A class of one's own with these members works everywhere: add it to that table.
+
+    Attributes:
+      name: as on the command line.
+      level: index of the feature map whose grid the scores lie on, finest first.
+      anchored: whether `localize` looks at the features of n⁽⁰⁾, not at their shapes alone.
+      published: options of `fit` that the detector's own paper sets otherwise than the defaults here.
     """
 
-    name: ClassVar[str]  # as on the command line
-    level: ClassVar[int]  # index of the feature map whose grid the scores lie on
-    anchored: ClassVar[bool]  # whether `localize` looks at the features of n⁽⁰⁾, not at their shapes alone
-    published: ClassVar[Mapping[str, Any]]  # options of `fit` as the detector's own paper has them, where others
+    name: ClassVar[str]
+    level: ClassVar[int]
+    anchored: ClassVar[bool]
+    published: ClassVar[Mapping[str, Any]]
 
     @classmethod
     def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:

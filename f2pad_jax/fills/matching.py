@@ -197,10 +197,15 @@ def align(image: jax.Array, weight: jax.Array, picture: jax.Array, shift: jax.Ar
 
 
 class Match(NamedTuple):
-    """A filled picture and how far the surroundings of the region are from the material it was taken from."""
+    """A filled picture and how far the surroundings of the region are from the material it was taken from.
 
-    filled: np.ndarray  # (H, W, 3) float32, equal to the image outside the region
-    error: float  # root of the weighted mean squared difference, in normalised colour; infinite without a match
+    Attributes:
+      filled: (H, W, 3) float32, equal to the image outside the region.
+      error: root of the weighted mean squared difference, in normalised colour; infinite without a match.
+    """
+
+    filled: np.ndarray
+    error: float
 
 
 def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Match:
