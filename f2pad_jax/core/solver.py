@@ -46,6 +46,7 @@ class State(struct.PyTreeNode, kw_only=True):
       normal: n, (H, W, 3), whose F is not known yet.
       moments: of the optimiser.
       descent: the best n so far.
+      melting: the largest β of the ramp at which a pixel still differed from x, (H, W); zero where it never did.
       best: F when it last fell by the tolerance, () float32.
       stale: iterations since then, () int32.
       iterations: steps taken, () int32.
@@ -55,6 +56,7 @@ class State(struct.PyTreeNode, kw_only=True):
     normal: Float[Array, "h w 3"]
     moments: Any
     descent: Descent
+    melting: Float[Array, "h w"]
     best: Float[Array, ""]
     stale: Int[Array, ""]
     iterations: Int[Array, ""]
@@ -79,6 +81,7 @@ class Solution(struct.PyTreeNode, kw_only=True):
     Attributes:
       normal: n*, (H, W, 3), the best n of the sparse phase.
       status: one of `Status`, () int32; DIVERGED where no step lowered F.
+      melting: (H, W), the β at which a pixel last differed from x while β rose to its final value.
       iterations: () int32.
       loss: F(n*); of a solve without sparsity that of the n before the last step.
       terms: its terms.
@@ -86,6 +89,7 @@ class Solution(struct.PyTreeNode, kw_only=True):
 
     normal: Float[Array, "*lanes h w 3"]
     status: Int[Array, "*lanes"]
+    melting: Float[Array, "*lanes h w"]
     iterations: Int[Array, "*lanes"]
     loss: Float[Array, "*lanes"]
     terms: Terms
@@ -124,6 +128,7 @@ def init(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, setting
         normal=start,
         moments=moments,
         descent=undescended(start, moments),
+        melting=jnp.zeros(problem.region.shape),
         best=jnp.float32(jnp.inf),
         stale=zero,
         iterations=zero,
@@ -193,6 +198,7 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
         normal=jnp.where(finite, normal, state.normal),
         moments=moments,
         descent=where(finite, descent, state.descent),
+        melting=jnp.where((pixel_norm(problem.image - normal) > 0) & finite, beta, state.melting),
         best=jnp.where(settled, jnp.where(improved, value, state.best), jnp.inf),
         stale=stale,
         iterations=iterations,
@@ -277,6 +283,7 @@ def solution(state: State, info: Info) -> Solution:
     return Solution(
         normal=jnp.where(best.descended, best.normal, state.normal),
         status=jnp.where(lost, Status.DIVERGED, state.status).astype(jnp.int32),
+        melting=state.melting,
         iterations=state.iterations,
         loss=jnp.where(best.descended, total(best.terms), info.loss),
         terms=where(best.descended, best.terms, info.terms),
