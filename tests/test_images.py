@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from f2pad_jax.data import images
 from f2pad_jax.core.pixels import denormalize, normalize
+from f2pad_jax.data import images
 from f2pad_jax.data.images import read_image, read_mask, resize_mask, write_png
 from f2pad_jax.errors import InputError
 
