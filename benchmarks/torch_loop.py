@@ -56,7 +56,7 @@ def upload(setup: Setup, device: torch.device) -> Setup:
     if "basis" in statistics:  # Λ⁻¹ = (I − V diag(g) Vᵀ)/ε
         basis = statistics["basis"]
         inverse = torch.eye(basis.shape[2], device=device) - (basis.mT * statistics["gain"][:, None]) @ basis
-        statistics = {**statistics, "precision": inverse / statistics["floor"]}
+        statistics = {**statistics, "precision": inverse / statistics["floor"][..., None]}
     return setup._replace(params=params, statistics=statistics, mean=mean, precision=precision)
 
 

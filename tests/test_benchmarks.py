@@ -17,13 +17,13 @@ import numpy as np
 import optax
 import pytest
 
+from f2pad_jax.core import Terms, terms
+from f2pad_jax.core.adan import scale_by_adan
+from f2pad_jax.core.sharing import share_gradients
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.detectors import get_detector
 from f2pad_jax.fitting import fit
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.objective import Terms, terms
-from f2pad_jax.optim import scale_by_adan, share_gradients
-from f2pad_jax.preparing import prepare
+from f2pad_jax.preparing import Start, build
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -36,8 +36,10 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_list_has_one_name_a_line(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
-    names = {"step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "sharing", "scaling"}
-    assert names <= set(capsys.readouterr().out.splitlines())
+    names = ["step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "gpu_suite"]
+    assert capsys.readouterr().out.splitlines() == names
+    for name in names:
+        assert callable(import_module(name).cases)
 
 
 def test_measurements_take_turns(run: ModuleType) -> None:
@@ -115,7 +117,7 @@ def test_torch_runs_the_same_network_in_its_own_process(tmp_path: Path) -> None:
         check=True,
         cwd=FOLDER.parent,
         env=os.environ | {"F2PAD_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"},
-        timeout=120,
+        timeout=600,
     )
     (figures,) = json.loads(out.read_text())["cases"]
     assert statistics.median([figures["min_s"], figures["max_s"]]) == pytest.approx(figures["median_s"])
@@ -129,7 +131,8 @@ def test_lane_steps_are_counted(run: ModuleType, tmp_path: Path, monkeypatch: py
     (figures,) = json.loads(out.read_text())["cases"]
     assert (figures["lanes"], figures["batch"]) == (6, 8)
     assert 6 <= figures["iterations"] <= 6 * 20
-    assert figures["lane_steps"] % 8 == 0
+    # At most one call of eight steps, of as many lanes as are left, too much for each lane.
+    assert figures["iterations"] <= figures["lane_steps"] <= figures["iterations"] + 6 * 8
     assert figures["ratio"] == pytest.approx(figures["lane_steps"] / figures["iterations"], abs=1e-3)
     assert figures["ratio"] >= 1
     assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
@@ -142,24 +145,27 @@ def test_the_loop_in_torch_minimises_our_objective(name: str, run: ModuleType, l
     loop, tasks = import_module("torch_loop"), import_module("loop_tasks")
     normals, cases = texture_category("ihc", train=10, test=1, size=64)
     model = fit(normals, detector=name, extractor=lite0)
-    ((job, task),) = tasks.given(model, cases[0][0][None])
-    ours = prepare(model, job.image, job.region, job.start.anchor, beta=3.0)
+    ((chosen, task),) = tasks.given(model, cases[0][0][None])
+    # From the fill, neighbours share.
+    fill = chosen.start.fill
+    _, ours, settings = build(model, chosen._replace(start=Start(fill, fill, filled=True), shared=True))
+    image, region = np.asarray(ours.image), np.asarray(ours.region)
     rng = np.random.default_rng(0)
     # Noise all over: where neighbours are equal, total variation has many gradients.
-    n = job.image + rng.normal(0, np.where(job.region, 0.3, 0.01)[..., None], job.image.shape).astype(np.float32)
-    settings = model.settings
+    n = image + rng.normal(0, np.where(region, 0.3, 0.01)[..., None], image.shape).astype(np.float32)
 
     @jax.jit
     def our_terms(normal: jax.Array, cotangent: Terms) -> tuple[Terms, jax.Array]:
-        values, pull = jax.vjp(lambda n: terms(n, ours, extractor=lite0, detector=get_detector(name)), normal)
+        values, pull = jax.vjp(lambda n: terms(n, model.energy, ours, settings), normal)
         return values, pull(cotangent)[0]
 
     setup = loop.upload(tasks.setup_of(model), torch.device("cpu"))
-    theirs = loop.prepare(task, setup, 3.0)
+    theirs = loop.prepare(task, setup, settings.beta0)
     normal = loop.picture(n, torch.device("cpu")).requires_grad_()
     their_terms = loop.terms(normal, theirs, setup, (settings.alpha1, settings.alpha2))
 
-    np.testing.assert_array_equal(theirs.positions, ours.feature.positions[ours.feature.present > 0])
+    positions = np.asarray(chosen.affected.positions)
+    np.testing.assert_array_equal(theirs.positions, positions[np.asarray(ours.present) > 0])
     for index, their_term in enumerate(their_terms):
         values, gradient = our_terms(n, Terms(*np.eye(4, dtype=np.float32)[index]))
         np.testing.assert_allclose(their_term.detach(), values[index], rtol=1e-4)
@@ -189,7 +195,7 @@ def test_the_paper_s_loop_takes_turns_with_ours(tmp_path: Path) -> None:
         check=True,
         cwd=FOLDER.parent,
         env=os.environ | {"F2PAD_CACHE": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"},
-        timeout=120,
+        timeout=600,
     )
     (figures,) = json.loads(out.read_text())["cases"]
     assert (figures["detector"], figures["category"], figures["images"]) == ("patchcore", "brick", 2)
