@@ -16,7 +16,10 @@ from f2pad_jax.fitting import fit_pixel_mixture
 from f2pad_jax.networks.extractor import Extractor
 
 SIDE = 16
-SETTINGS = Settings(rate=0.1, rise=1.0, clip=5.0, damping=5.0, warm_up=10, tolerance=1e-3, patience=5)
+SETTINGS = Settings(
+    beta0=3.0, ramp=0, rate=0.1, rise=1.0, clip=5.0, damping=5.0, warm_up=10, limit=60, tolerance=1e-3, patience=5
+)
+QUICK = {"cflow": {"epochs": 2}}  # options that make fits quick
 METHODS = [{"proximal": proximal, "adaptive": adaptive} for proximal in (True, False) for adaptive in (False, True)]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 run = jax.jit(solve)
@@ -76,7 +79,7 @@ class Case(NamedTuple):
 def make_energy(name: str) -> Energy:
     training = pictures(24, seed=1)
     maps = tuple(np.asarray(m) for m in tiny_extractor()(jnp.asarray(training)))
-    detector = detector_class(name).fit(maps, seed=0)
+    detector = detector_class(name).fit(maps, seed=0, **QUICK.get(name, {}))
     return Energy(extractor=tiny_extractor(), detector=detector, mixture=fit_pixel_mixture(training, components=4))
 
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import struct
 
-from f2pad_jax import optim
-from f2pad_jax.optim.steps import HIGHEST, LOWEST, no_progress
+from f2pad_jax.core import Energy, PixelMixture, Problem, Scales, Settings, Status, init, step
+from f2pad_jax.core.adan import adan_denominator, scale_by_adan
+from f2pad_jax.core.pixels import project
+from f2pad_jax.core.sharing import share, share_gradients, sharing_weights
+from f2pad_jax.core.solver import optimiser
+
+MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 
 # Gradients of one number over seven steps, and the directions that a scalar transcription of the authors'
 # code (sail-sg/Adan, betas 0.98, 0.92, 0.99, eps 1e-8) gave in double precision.
@@ -38,11 +44,9 @@ def directions(transformation: optax.GradientTransformation, gradients: object) 
 
 def test_adan_follows_the_authors_trace() -> None:
     with jax.enable_x64(new_val=True):
-        found = directions(optim.scale_by_adan(), jnp.asarray(GRADIENTS))
+        found = directions(scale_by_adan(), jnp.asarray(GRADIENTS))
         np.testing.assert_allclose(found, DIRECTIONS, rtol=1e-12)
-    np.testing.assert_allclose(
-        directions(optim.scale_by_adan(), jnp.asarray(GRADIENTS)), DIRECTIONS, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(directions(scale_by_adan(), jnp.asarray(GRADIENTS)), DIRECTIONS, rtol=1e-4, atol=1e-6)
 
 
 def test_adan_takes_other_betas_and_eps() -> None:
@@ -54,9 +58,7 @@ def test_adan_takes_other_betas_and_eps() -> None:
         m, v, n = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * d, b3 * n + (1 - b3) * (g + b2 * d) ** 2
         wanted.append((m / (1 - b1**t) + b2 * v / (1 - b2**t)) / (np.sqrt(n / (1 - b3**t)) + eps))
         previous = g
-    np.testing.assert_allclose(
-        directions(optim.scale_by_adan(b1, b2, b3, eps), GRADIENTS), wanted, rtol=1e-5, atol=1e-6
-    )
+    np.testing.assert_allclose(directions(scale_by_adan(b1, b2, b3, eps), GRADIENTS), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_adan_is_not_optaxs() -> None:
@@ -66,7 +68,7 @@ def test_adan_is_not_optaxs() -> None:
 
 
 def test_a_fresh_state_restarts_the_bias_correction() -> None:
-    adan: Any = optim.scale_by_adan()
+    adan: Any = scale_by_adan()
     state = adan.init(jnp.float32(0))
     for gradient in GRADIENTS:
         _, state = adan.update(jnp.float32(gradient), state)
@@ -79,7 +81,7 @@ def test_a_fresh_state_restarts_the_bias_correction() -> None:
 
 
 def test_adan_under_vmap_with_lanes_of_different_age() -> None:
-    adan: Any = optim.scale_by_adan()
+    adan: Any = scale_by_adan()
     rng = np.random.default_rng(0)
     gradients = {
         name: jnp.asarray(rng.standard_normal((3, 4, *shape)), jnp.float32) for name, shape in (("a", (2,)), ("b", ()))
@@ -87,8 +89,8 @@ def test_adan_under_vmap_with_lanes_of_different_age() -> None:
     states, singles = [], []
     for lane, steps in enumerate((0, 1, 3)):
         state = adan.init({"a": jnp.zeros(2), "b": jnp.zeros(())})
-        for step in range(steps):
-            _, state = adan.update(jax.tree.map(lambda g, i=lane, k=step: g[i, k], gradients), state)
+        for past in range(steps):
+            _, state = adan.update(jax.tree.map(lambda g, i=lane, k=past: g[i, k], gradients), state)
         states.append(state)
         singles.append(adan.update(jax.tree.map(lambda g, i=lane: g[i, -1], gradients), state))
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
@@ -101,7 +103,7 @@ def test_adan_under_vmap_with_lanes_of_different_age() -> None:
 
 
 def test_the_denominator_is_that_of_the_last_direction() -> None:
-    adan: Any = optim.scale_by_adan(eps=0.25)
+    adan: Any = scale_by_adan(eps=0.25)
     gradients = jnp.asarray(GRADIENTS)
     state = adan.init(jnp.float32(0))
     square = 0.0
@@ -110,7 +112,7 @@ def test_the_denominator_is_that_of_the_last_direction() -> None:
         difference = GRADIENTS[t - 1] - GRADIENTS[t - 2] if t > 1 else 0.0
         square = 0.99 * square + 0.01 * (GRADIENTS[t - 1] + 0.92 * difference) ** 2
         wanted = np.sqrt(square / (1 - 0.99**t)) + 0.25
-        np.testing.assert_allclose(optim.adan_denominator(state, eps=0.25), wanted, rtol=1e-5)
+        np.testing.assert_allclose(adan_denominator(state, eps=0.25), wanted, rtol=1e-5)
 
 
 def dense_sharing(
@@ -143,42 +145,42 @@ def dense_sharing(
 def test_sharing_is_the_dense_loop(shape: tuple[int, int], radius: int, sigmas: tuple[float, float]) -> None:
     rng = np.random.default_rng(radius)
     image, gradient = rng.standard_normal((2, *shape, 3)).astype(np.float32)
-    weights = optim.sharing_weights(jnp.asarray(image), radius=radius, sigma_space=sigmas[0], sigma_colour=sigmas[1])
+    weights = sharing_weights(jnp.asarray(image), radius=radius, sigma_space=sigmas[0], sigma_colour=sigmas[1])
     wanted_weights, wanted = dense_sharing(image, gradient, radius, *sigmas)
     kept = [(i + radius) * (2 * radius + 1) + j + radius for i, j in weights.offsets]
     np.testing.assert_allclose(weights.weights, wanted_weights[:, kept], rtol=2e-5, atol=1e-7)
     # What is left out is smaller than what float32 resolves.
     assert np.delete(wanted_weights, kept, axis=1).sum(axis=1).max(initial=0.0) < 3e-7
-    np.testing.assert_allclose(optim.share(jnp.asarray(gradient), weights), wanted, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(share(jnp.asarray(gradient), weights), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_the_papers_neighbourhood_is_the_default() -> None:
     image = jnp.asarray(np.random.default_rng(0).standard_normal((6, 7, 3)), jnp.float32)
-    wanted = optim.sharing_weights(image, radius=5, sigma_space=1.1, sigma_colour=3.0)
-    np.testing.assert_array_equal(optim.sharing_weights(image).weights, wanted.weights)
+    wanted = sharing_weights(image, radius=5, sigma_space=1.1, sigma_colour=3.0)
+    np.testing.assert_array_equal(sharing_weights(image).weights, wanted.weights)
     assert wanted.weights.shape == (6, 57, 7)
     assert max(max(abs(i), abs(j)) for i, j in wanted.offsets) == 4
 
 
 def test_a_neighbourhood_of_one_pixel_shares_nothing() -> None:
     image, gradient = jnp.asarray(np.random.default_rng(0).standard_normal((2, 6, 7, 3)), jnp.float32)
-    weights = optim.sharing_weights(image, radius=0)
+    weights = sharing_weights(image, radius=0)
     np.testing.assert_array_equal(weights.weights, 1)
-    np.testing.assert_array_equal(optim.share(gradient, weights), gradient)
+    np.testing.assert_array_equal(share(gradient, weights), gradient)
 
 
 def test_sharing_is_an_average() -> None:
     rng = np.random.default_rng(0)
     image = rng.standard_normal((9, 10, 3)).astype(np.float32)
-    weights = optim.sharing_weights(jnp.asarray(image))
+    weights = sharing_weights(jnp.asarray(image))
     assert np.asarray(weights.weights).min() >= 0
     np.testing.assert_allclose(np.sum(weights.weights, axis=1), 1, rtol=1e-6)
     constant = jnp.broadcast_to(jnp.asarray([1.0, -2.0, 0.5]), image.shape)
-    np.testing.assert_allclose(optim.share(constant, weights), constant, rtol=1e-5)
+    np.testing.assert_allclose(share(constant, weights), constant, rtol=1e-5)
     first, second = jnp.asarray(rng.standard_normal((2, 9, 10, 3)), jnp.float32)
     np.testing.assert_allclose(
-        optim.share(2 * first - 3 * second, weights),
-        2 * optim.share(first, weights) - 3 * optim.share(second, weights),
+        share(2 * first - 3 * second, weights),
+        2 * share(first, weights) - 3 * share(second, weights),
         atol=1e-5,
     )
 
@@ -186,35 +188,98 @@ def test_sharing_is_an_average() -> None:
 def test_sharing_stays_on_one_side_of_a_strong_edge() -> None:
     image = jnp.zeros((8, 8, 3)).at[:, 4:].set(10.0)
     gradient = jnp.zeros((8, 8, 3)).at[:, 4:].set(1.0)
-    np.testing.assert_allclose(optim.share(gradient, optim.sharing_weights(image)), gradient, atol=1e-6)
+    np.testing.assert_allclose(share(gradient, sharing_weights(image)), gradient, atol=1e-6)
 
 
 def test_sharing_as_a_transformation() -> None:
     rng = np.random.default_rng(1)
     image, gradient = jnp.asarray(rng.standard_normal((2, 6, 6, 3)), jnp.float32)
-    weights = optim.sharing_weights(image)
-    chain = optax.chain(optim.share_gradients(weights), optim.clip_elements(0.1))
-    direction, _ = chain.update(gradient, chain.init(gradient))
-    np.testing.assert_array_equal(direction, np.clip(np.asarray(optim.share(gradient, weights)), -0.1, 0.1))
+    weights = sharing_weights(image)
+    alone = share_gradients(weights)
+    shared, _ = alone.update(gradient, alone.init(gradient))
+    np.testing.assert_array_equal(shared, share(gradient, weights))
+    problem = toy(image).problem.replace(sharing=weights)
+    for settings, wanted in (
+        (Settings(clip=0.1, share_gradient=True), np.clip(np.asarray(shared), -0.1, 0.1)),
+        (Settings(clip=0.1), np.clip(np.asarray(gradient), -0.1, 0.1)),
+    ):
+        np.testing.assert_array_equal(what_adan_sees(gradient, problem, settings), wanted)
+
+
+def what_adan_sees(gradient: jax.Array, problem: Problem, settings: Settings) -> jax.Array:
+    """The gradient as it is when the optimiser's last part gets it."""
+    chain = optimiser(problem, settings)
+    moments: Any = chain.update(gradient, chain.init(gradient))[1]
+    return moments[-1].previous
 
 
 def test_clipping_takes_a_traced_limit() -> None:
-    gradient = jnp.asarray([-2.0, -0.01, 0.0, 0.02, 5.0])
-
-    @jax.jit
-    def clipped(limit: jax.Array) -> Any:
-        clip = optim.clip_elements(limit)
-        return clip.update(gradient, clip.init(gradient))[0]
-
+    gradient = jnp.asarray([-2.0, -0.01, 0.0, 0.02, 5.0])[:, None, None] * jnp.ones((5, 1, 3))
+    clipped: Any = jax.jit(lambda settings: what_adan_sees(gradient, toy(gradient).problem, settings))
     for limit in (0.03, 1.0):
-        np.testing.assert_array_equal(clipped(jnp.float32(limit)), np.clip(gradient, -limit, limit))
-    assert clipped._cache_size() == 1  # pyright: ignore[reportAttributeAccessIssue]
+        np.testing.assert_array_equal(clipped(Settings(clip=limit)), np.clip(gradient, -limit, limit))
+    assert clipped._cache_size() == 1
+
+
+# What a step does around Adan, with an F that the test makes
+
+
+@struct.dataclass
+class Pixels:
+    """In place of a network: one map, the picture itself."""
+
+    strides: ClassVar[tuple[int, ...]] = (1,)
+
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, ...]:
+        return (images,)
+
+
+@struct.dataclass
+class Linear:
+    """In place of a detector: F is `local[0]`, and its gradient `local[1]` everywhere."""
+
+    level: ClassVar[int] = 0
+
+    def local_scores(self, local: Any, maps: tuple[jax.Array, ...]) -> jax.Array:
+        ramp = local[1] * jnp.sum(maps[0])
+        return jnp.reshape(local[0] + ramp - jax.lax.stop_gradient(ramp), 1)
+
+
+class Toy(NamedTuple):
+    energy: Energy
+    problem: Problem
+
+
+def toy(image: jax.Array, value: float = 0.0, slope: float = 0.0) -> Toy:
+    one, whole = jnp.float32(1), jnp.ones(image.shape[:2])
+    problem = Problem(
+        image=image,
+        region=whole > 0,
+        sparsity=whole,
+        local=(jnp.float32(value), jnp.float32(slope)),
+        present=jnp.ones(1),
+        scales=Scales(score=one, pixel=one, variation=one),
+        filled=jnp.asarray(True),  # noqa: FBT003
+        sharing=None,
+    )
+    mixture = PixelMixture(jnp.zeros((1, 3)), jnp.eye(3)[None])
+    return Toy(Energy(extractor=Pixels(), detector=Linear(), mixture=mixture), problem)
 
 
 def test_the_adaptive_step_is_equation_15_with_a_floor() -> None:
+    """Adan's first direction is g/(|g| + ε): what n moves by, divided by that, is the step size."""
     anomaly = jnp.asarray([-2.0, -0.5, -0.01, 0.0, 0.1, 4.0])
     wanted = [0.05, 0.2, 1.0, 1.0, 1.0, 0.025]
-    np.testing.assert_allclose(optim.adaptive_step_size(anomaly, 0.1, floor=0.1), wanted, rtol=1e-6)
+    # All colours are valid before and after.
+    image = jnp.stack([jnp.where(anomaly > 1, 2.2, anomaly / 2)] * 3, axis=-1)[None]
+    normal = image - anomaly[:, None]
+    energy, problem = toy(image, slope=-0.2)
+    settings = Settings(
+        alpha1=0.0, alpha2=0.0, beta0=0.0, rate=0.1, rise=1.0, damping=0.6, proximal=False, adaptive=True
+    )
+    state, _ = step(init(normal, energy, problem, settings), energy, problem, settings)
+    size = (normal - state.normal) / (-0.2 / (0.2 + 0.6))
+    np.testing.assert_allclose(size, np.broadcast_to(np.array(wanted)[:, None], size.shape), rtol=1e-4)
 
 
 def test_projection() -> None:
@@ -222,25 +287,32 @@ def test_projection() -> None:
     normal = (10 * rng.standard_normal((6, 7, 3))).astype(np.float32)
     image = rng.standard_normal((6, 7, 3)).astype(np.float32)
     region = rng.random((6, 7)) < 0.5
-    found = np.asarray(optim.project(jnp.asarray(normal), jnp.asarray(image), jnp.asarray(region)))
+    found = np.asarray(project(jnp.asarray(normal), jnp.asarray(image), jnp.asarray(region)))
     np.testing.assert_array_equal(found[~region], image[~region])
-    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
-    colours = found[region] * std + mean
+    colours = found[region] * STD + MEAN
     assert colours.min() > -1e-6
     assert colours.max() < 1 + 1e-6
-    np.testing.assert_allclose(colours, np.clip(normal[region] * std + mean, 0, 1), atol=1e-6)
-    np.testing.assert_allclose([LOWEST * std + mean, HIGHEST * std + mean], [[0] * 3, [1] * 3], atol=1e-7)
+    np.testing.assert_allclose(colours, np.clip(normal[region] * STD + MEAN, 0, 1), atol=1e-6)
+    everywhere, far = jnp.ones((1, 2), bool), jnp.asarray([[[-1e9] * 3, [1e9] * 3]], jnp.float32)
+    ends = np.asarray(project(far, jnp.zeros((1, 2, 3)), everywhere)[0])
+    np.testing.assert_allclose(ends * STD + MEAN, [[0] * 3, [1] * 3], atol=1e-6)
 
 
 def test_the_stop_rule_counts_iterations_without_progress() -> None:
+    """Of an F that is given: below the best by more than the tolerance is progress, else there is none."""
     losses = [10.0, 8.0, 7.95, 7.85, 9.0, np.nan, 7.7, 7.7]
-    progress, stale = no_progress(), []
+    energy, problem = toy(jnp.zeros((1, 1, 3)))
+    settings = Settings(alpha1=0.0, alpha2=0.0, beta0=0.0, tolerance=0.1, patience=100)
+    advance, state, stale = jax.jit(step), init(jnp.zeros((1, 1, 3)), energy, problem, settings), []
     best, wanted = np.inf, []
     for loss in losses:
-        progress = optim.track_progress(progress, jnp.float32(loss), 0.1)
-        stale.append(int(progress.stale))
+        now = problem.replace(local=(jnp.float32(loss), problem.local[1]))
+        state, info = advance(state, energy, now, settings)
+        np.testing.assert_allclose(info.loss, loss)
+        assert int(state.status) == (Status.NON_FINITE if np.isnan(loss) else Status.RUNNING)
+        stale.append(int(state.stale))
         better = loss < best - 0.1
         best = loss if better else best
         wanted.append(0 if better else wanted[-1] + 1)
     assert stale == wanted == [0, 0, 1, 0, 1, 2, 0, 1]
-    np.testing.assert_allclose(progress.best, 7.7)
+    np.testing.assert_allclose(state.best, 7.7)
