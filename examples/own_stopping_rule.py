@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import f2pad_jax as f2
+from f2pad_jax.core.solver import solution
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 
@@ -23,4 +24,6 @@ while unchanged < 5 and state.status == f2.Status.RUNNING:
     if state.iterations % 10 == 0:
         print(f"{state.iterations:3d}: F = {info.loss:9.0f}, {int(mask.sum())} anomalous pixels")
 
+best = solution(state, info).normal  # the n of the lowest F
+mask = jnp.any(best != problem.image, axis=-1)
 print(f"stopped after {state.iterations} iterations, IoU = {iou(mask, truth):.2f}")
