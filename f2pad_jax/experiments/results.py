@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
+from sklearn.cluster import KMeans
 
 from f2pad_jax import __version__, report
 from f2pad_jax.errors import InputError
@@ -26,7 +28,9 @@ from f2pad_jax.output import make_folder, write_bytes, write_json
 PAGE, BESIDE = "results.md", "results"  # the page, and the folder for its figures and runs where it is of several
 WAYS = {DEFAULT: "default settings", SYNTHETIC: "tuned on synthetic anomalies", ORACLE: "tuned on the test set"}
 SMALL = 60_000  # bytes of a figure on a page about several folders
-COLOURS, SHRINK = (256, 128, 64, 32), 0.85  # of these figures: most colours, and the step in which they shrink
+SHRINK = 0.9  # step in which such a figure shrinks
+GREYS, COLOURS, COLOURED = 8, 32, 24  # how many it has, and the difference of its channels from which a pixel has one
+DRAWN = 20_000  # pixels that its colours are chosen from
 _FIGURE = re.compile(r"!\[(.*)\]\((.+)\)\n")
 
 
@@ -142,17 +146,30 @@ def _copied(title: str, figure: Path, out: Path) -> str:
 
 
 def small_png(data: bytes) -> bytes:
-    """A figure with so few colours and pixels that it takes at most `SMALL` bytes."""
-    whole = Image.open(io.BytesIO(data)).convert("RGB")
-    scale = 1.0
+    """A figure with few colours, and so few pixels that it takes at most `SMALL` bytes."""
+    whole, scale = Image.open(io.BytesIO(data)).convert("RGB"), 1.0
     while True:
         picture = whole.resize((round(scale * whole.width), round(scale * whole.height)), Image.Resampling.LANCZOS)
-        for colours in COLOURS:
-            buffer = io.BytesIO()
-            picture.quantize(colours, dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
-            if buffer.tell() <= SMALL:
-                return buffer.getvalue()
+        buffer = io.BytesIO()
+        picture.quantize(palette=_palette(picture), dither=Image.Dither.NONE).save(buffer, format="PNG", optimize=True)
+        if buffer.tell() <= SMALL:
+            return buffer.getvalue()
         scale *= SHRINK
+
+
+def _palette(picture: Image.Image) -> Image.Image:
+    """Greys and colours apart: the few pixels of masks and outlines would otherwise be lost among grey pictures."""
+    pixels = np.asarray(picture).reshape(-1, 3)
+    coloured = np.ptp(pixels, axis=1) > COLOURED
+    centres = []
+    for group, count in ((pixels[~coloured], GREYS), (pixels[coloured], COLOURS)):
+        if len(group):
+            drawn = group[np.random.default_rng(0).choice(len(group), min(len(group), DRAWN), replace=False)]
+            clusters = KMeans(min(count, len(np.unique(drawn, axis=0))), random_state=0).fit(drawn)
+            centres.append(np.round(clusters.cluster_centers_).astype(np.uint8))
+    palette = Image.new("P", (1, 1))
+    palette.putpalette(np.concatenate(centres).tobytes())
+    return palette
 
 
 def _time(cases: Sequence[Case]) -> float:
