@@ -16,8 +16,18 @@ from f2pad_jax.fitting import fit_pixel_mixture
 from f2pad_jax.networks.extractor import Extractor
 
 SIDE = 16
+# β is constant, because the first is no less than the last.
 SETTINGS = Settings(
-    beta0=3.0, ramp=0, rate=0.1, rise=1.0, clip=5.0, damping=5.0, warm_up=10, limit=60, tolerance=1e-3, patience=5
+    beta0=3.0,
+    first_beta=1e9,
+    rate=0.1,
+    rise=1.0,
+    clip=5.0,
+    damping=5.0,
+    warm_up=10,
+    limit=60,
+    tolerance=1e-3,
+    patience=5,
 )
 QUICK = {"cflow": {"epochs": 2}}  # options that make fits quick
 METHODS = [{"proximal": proximal, "adaptive": adaptive} for proximal in (True, False) for adaptive in (False, True)]
