@@ -427,10 +427,11 @@ def test_curves_take_the_steps_of_the_solve(whole: Path) -> None:
     model = fit(category.train, detector="padim", extractor=tiny_extractor())
     (sight,) = look(model, category.images[:1])
     start, problem, settings = build(model, plan(model, sight, find_region(model, sight.scores)))
-    normal, losses = curves.descend(start, model.energy, problem, settings)
+    end, losses = curves.descend(start, model.energy, problem, settings)
     wanted: Solution = jax.jit(solve)(start, model.energy, problem, settings)
     assert len(losses) == wanted.iterations + 1
-    np.testing.assert_allclose(normal, wanted.normal, atol=1e-5)
+    np.testing.assert_allclose(end.normal, wanted.normal, atol=1e-5)
+    assert (end.iterations, end.status) == (wanted.iterations, wanted.status)
 
 
 def test_every_experiment_of_the_paper_draws_and_tabulates(tmp_path: Path, whole: Path) -> None:

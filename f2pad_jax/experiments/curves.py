@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from f2pad_jax.core import Energy, Problem, Settings, Status, init, objective, step
+from f2pad_jax.core import Energy, Problem, Settings, Solution, Status, init, objective, step
+from f2pad_jax.core.solver import no_info, solution
 from f2pad_jax.model import Model, Sight
 from f2pad_jax.preparing import begin, build, plan
 from f2pad_jax.segmentation import clean
@@ -40,14 +41,15 @@ def _positive_objective(normal: jax.Array, energy: Energy, problem: Problem, set
     return objective(normal, energy, problem, settings) - settings.beta0 * jnp.sum(problem.sparsity * least)
 
 
-def descend(start: jax.Array, energy: Energy, problem: Problem, settings: Settings) -> tuple[np.ndarray, list[float]]:
-    """`solve`, step by step: n (S, S, 3), and F before every step and at the end."""
-    state, losses = init(start, energy, problem, settings), []
+def descend(start: jax.Array, energy: Energy, problem: Problem, settings: Settings) -> tuple[Solution, list[float]]:
+    """`solve`, step by step: the solution, and F before every step and of n* at the end."""
+    state, info = init(start, energy, problem, settings), no_info()
+    losses = []
     while int(state.status) == Status.RUNNING:
         losses.append(float(_positive_objective(state.normal, energy, problem, settings)))
-        state, _ = _step(state, energy, problem, settings)
-    losses.append(float(_positive_objective(state.normal, energy, problem, settings)))
-    return np.asarray(state.normal), losses
+        state, info = _step(state, energy, problem, settings)
+    end = solution(state, info)
+    return end, [*losses, float(_positive_objective(end.normal, energy, problem, settings))]
 
 
 def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
@@ -62,7 +64,7 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
         return Curves(np.zeros_like(region), {})
     start, procedure = begin(model, sight.image, region), model.procedure
     ways = {"shared": (True, False), "gradient": (True, True), "plain": (False, False)}
-    normals, losses = {}, {}
+    solutions, losses = {}, {}
     for way, (length, gradient) in ways.items():
         candidate = replace(
             model,
@@ -70,6 +72,6 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
             settings=model.settings.replace(share_gradient=gradient),
         )
         began, problem, settings = build(candidate, plan(candidate, sight, region, start))
-        normals[way], losses[way] = descend(began, model.energy, problem, settings)
-    plain = np.linalg.norm(sight.image - normals["plain"], axis=-1) > procedure.smallest
+        solutions[way], losses[way] = descend(began, model.energy, problem, settings)
+    plain = np.linalg.norm(sight.image - np.asarray(solutions["plain"].normal), axis=-1) > procedure.smallest
     return Curves(clean(plain, kind=procedure.cleaning), losses)
