@@ -33,6 +33,13 @@ def _at_least(least: int):
     return number
 
 
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = _Parser(
@@ -79,9 +86,16 @@ def parser() -> argparse.ArgumentParser:
     synthesize.add_argument("--masks", type=Path, metavar="DIR", help="defect masks to use; without, shapes are drawn")
     synthesize.add_argument("--count", type=_at_least(1), metavar="N", help="test pictures (54; textures: 8 each)")
     synthesize.add_argument(
+        "--kind",
+        action="append",
+        metavar="NAME",
+        help="of anomaly, may be repeated: test pictures take the kinds in turn; colour, grey, own, translucent, "
+        "structural, texture, warp, blur, brightness, scratch or missing (colour, as in the paper)",
+    )
+    synthesize.add_argument(
         "--structural",
         action="store_true",
-        help="give every second test picture a swapped piece, not a colour",
+        help="give every second test picture a piece of another picture's other half",
     )
     synthesize.add_argument("--size", type=_at_least(1), metavar="N", help="resize pictures to N × N first")
     seed(synthesize)
@@ -99,6 +113,13 @@ def parser() -> argparse.ArgumentParser:
         default="parity",
         metavar="NAME",
         help="of the extractor: parity (float32), fast (TF32 on a GPU) or bf16 (parity)",
+    )
+    fit.add_argument(
+        "--false-alarms",
+        type=_share,
+        default=0.01,
+        metavar="P",
+        help="share of normal pictures that may be taken for defective, which sets the threshold (0.01)",
     )
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
     fit.add_argument(
@@ -143,6 +164,9 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
     segment.add_argument("pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders")
     out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
+    segment.add_argument(
+        "--threshold", type=float, metavar="T", help="score from which a picture is defective (the model's own)"
+    )
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
     )

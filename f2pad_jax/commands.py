@@ -63,16 +63,24 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     from f2pad_jax.data.synthesize import synthesize_category
     from f2pad_jax.data.textures import make_textures
 
+    kinds = tuple(dict.fromkeys(arguments.kind or ["colour"]))
     if arguments.normals == Path("textures") and not arguments.normals.exists():
         if arguments.masks or arguments.structural:
             raise InputError("textures take neither --masks nor --structural", hint="leave them out")
-        make_textures(arguments.out, seed=arguments.seed, test=arguments.count or 8, size=arguments.size or 224)
+        make_textures(
+            arguments.out,
+            seed=arguments.seed,
+            test=arguments.count or max(8, len(kinds)),
+            size=arguments.size or 224,
+            kinds=kinds,
+        )
     else:
         synthesize_category(
             arguments.normals,
             arguments.out,
             masks=arguments.masks,
             count=arguments.count or 54,
+            kinds=kinds,
             structural=arguments.structural,
             seed=arguments.seed,
             size=arguments.size,
@@ -98,6 +106,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
                 hint="lower --shots",
             )
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
+    procedure = replace(procedure, false_alarms=arguments.false_alarms)
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
     images, failures = load_images(paths, arguments.size)
     if failures:
@@ -159,6 +168,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Segments pictures and folders of pictures."""
     paths = list_images(arguments.pictures)
     model = load_model(arguments.model, weights=arguments.weights)
+    if arguments.threshold is not None:
+        model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     out = _results_folder(arguments.out)
     records = segment_files(model, paths, out, grow=arguments.grow, on_failure=_complain)
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE

@@ -6,17 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2pad_jax.data.folder import load_tests, open_category
+from f2pad_jax.cli import parser
+from f2pad_jax.commands import run_synthesize
+from f2pad_jax.data.anomalies import CONTRAST, KINDS, cut_paste, half_swap, paint
 from f2pad_jax.data.images import read_image, write_png
-from f2pad_jax.data.synthesize import (
-    AREA,
-    CONTRAST,
-    cut_paste,
-    draw_mask,
-    half_swap,
-    paint,
-    synthesize_category,
-)
+from f2pad_jax.data.layouts import load_tests, open_category
+from f2pad_jax.data.shapes import AREA, draw_mask
+from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.errors import InputError
 
 SHAPE = (96, 120)
@@ -183,6 +179,66 @@ def test_sources_leave_the_training_set(normals: Path, tmp_path: Path) -> None:
         assert (donor is not None) == (case.defect == "structural")
         assert donor is None or (donor in sources and donor != record[case.id]["source"])
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["part"]
+
+
+def test_kinds_in_turn(normals: Path, tmp_path: Path) -> None:
+    synthesize_category(normals, tmp_path / "plain", count=6, seed=3)
+    synthesize_category(normals, tmp_path / "mixed", count=6, kinds=("grey", "colour", "missing"), seed=3)
+    plain = {case.path.stem: case for case in open_category(tmp_path / "plain").test}
+    mixed = open_category(tmp_path / "mixed").test
+    assert [case.id for case in mixed] == [
+        "color/001", "color/004", "grey/000", "grey/003", "missing/002", "missing/005"
+    ]  # fmt: skip
+    _, masks, cases, _ = load_tests(mixed, 64)
+    for mask, case in zip(masks, cases, strict=True):
+        other, shape = read_image(plain[case.path.stem].path), load_tests([plain[case.path.stem]], 64)[1][0]
+        assert (read_image(case.path) == other).all() == (case.defect == "color")
+        assert (mask == shape).all() or case.defect == "missing"  # paints share shapes
+    assert json.loads((tmp_path / "mixed" / "manifest.json").read_text())["kinds"] == ["grey", "colour", "missing"]
+    synthesize_category(normals, tmp_path / "both", count=4, kinds=("own", "grey"), structural=True)
+    assert [case.id for case in open_category(tmp_path / "both").test] == [
+        "grey/002", "own/000", "structural/001", "structural/003"
+    ]  # fmt: skip
+
+
+def test_a_kind_that_cannot_be_made_is_named(tmp_path: Path) -> None:
+    (tmp_path / "flat").mkdir()
+    for index in range(2):
+        write_png(tmp_path / "flat" / f"{index}.png", np.full((32, 32, 3), 90, np.uint8))
+    with pytest.raises(InputError, match=r"flat/\d.png: warp: no such anomaly can be seen on the picture; choose"):
+        synthesize_category(tmp_path / "flat", tmp_path / "out", count=1, kinds=("warp",))
+    assert not (tmp_path / "out").exists()
+
+
+def _run(command: str) -> int:
+    return run_synthesize(parser().parse_args(["synthesize", *command.split()]))
+
+
+def test_the_command_takes_kinds(
+    normals: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _run("normals --out made --count 4 --kind blur --kind own --kind blur") == 0
+    assert sorted(path.name for path in (tmp_path / "made/test").iterdir()) == ["blur", "own"]
+    assert sorted(path.name for path in (tmp_path / "made/ground_truth/own").iterdir()) == [
+        "001_mask.png", "003_mask.png"
+    ]  # fmt: skip
+    assert _run("textures --out textures --size 48 --kind grey --kind scratch --count 2") == 0
+    assert len(list((tmp_path / "textures").glob("*/test/grey/000.png"))) == 4
+    assert len(list((tmp_path / "textures").glob("*/test/scratch/001.png"))) == 4
+    for command, message in {
+        "normals --out bad --kind grau": "grau: no such kind of anomaly; choose from colour, grey",
+        "textures --out bad --kind grau": "grau: no such kind of anomaly; choose from colour, grey",
+        "normals --out bad --count 1 --kind own --kind grey": "ask for 2 to 11",
+        "normals --out bad --structural --kind structural": "structural anomalies are asked for twice",
+    }.items():
+        with pytest.raises(InputError, match=message):
+            _run(command)
+    assert not (tmp_path / "bad").exists()
+    with pytest.raises(SystemExit):
+        _run("--help")
+    text = capsys.readouterr().out
+    assert all(kind in text for kind in KINDS)
 
 
 def _files(folder: Path) -> dict[str, bytes]:

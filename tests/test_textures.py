@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import skimage.data
 
-from f2pad_jax.data.folder import load_images, load_tests, open_category
+from f2pad_jax.data.anomalies import KINDS, cut_paste
+from f2pad_jax.data.layouts import load_images, load_tests, open_category
 from f2pad_jax.data.textures import TEXTURES, make_textures, texture_category
 from f2pad_jax.errors import InputError
 
@@ -55,6 +57,31 @@ def test_neither_part_depends_on_the_others_number() -> None:
     assert (texture_category("brick", train=4, test=0, size=64, seed=6)[0] != train).any()
 
 
+def test_colours_are_drawn_one_after_the_other() -> None:
+    """As in version 0.1.0: the default must give the same bytes for good."""
+    rng = np.random.default_rng([5, zlib.crc32(b"brick"), 1])
+    rng.random(4)  # rows and
+    rng.integers(0, 224 - 64 + 1, 4)  # columns of the crops
+    for x, mask, normal in texture_category("brick", train=0, test=4, size=64, seed=5)[1]:
+        painted, painted_mask = cut_paste(normal, rng)
+        np.testing.assert_array_equal(x, painted)
+        np.testing.assert_array_equal(mask, painted_mask)
+
+
+def test_tests_take_the_kinds_in_turn() -> None:
+    kinds = ("grey", "colour", "blur")
+    train, cases = texture_category("brick", train=2, test=4, size=64, seed=5, kinds=kinds)
+    plain_train, plain = texture_category("brick", train=2, test=4, size=64, seed=5)
+    np.testing.assert_array_equal(train, plain_train)
+    for (x, mask, normal), (colour, shape, same), kind in zip(cases, plain, (*kinds, "grey"), strict=True):
+        np.testing.assert_array_equal(normal, same)
+        np.testing.assert_array_equal(x[~mask], normal[~mask])
+        if kind != "blur":
+            np.testing.assert_array_equal(mask, shape)
+        assert (x == colour).all() == (kind == "colour")
+        assert (np.ptp(x.astype(int), axis=-1).max() == 0) == (kind != "colour")
+
+
 def test_bad_requests() -> None:
     with pytest.raises(InputError, match="wood: no such texture; choose from brick, grass, gravel, ihc"):
         texture_category("wood")
@@ -79,6 +106,21 @@ def test_written_as_made(tmp_path: Path) -> None:
         images, masks, _, _ = load_tests(category.test, 64)
         np.testing.assert_array_equal(images, [x for x, _, _ in cases])
         np.testing.assert_array_equal(masks, [mask for _, mask, _ in cases])
+
+
+def test_kinds_are_folders(tmp_path: Path) -> None:
+    kinds = tuple(KINDS)
+    make_textures(tmp_path / "textures", train=1, test=12, size=64, categories=("gravel",), kinds=kinds)
+    category = open_category(tmp_path / "textures" / "gravel")
+    folders = ["color" if kind == "colour" else kind for kind in kinds]
+    assert sorted(case.id for case in category.test) == sorted(
+        ["color/011", *(f"{folder}/{index:03d}" for index, folder in enumerate(folders))]
+    )
+    assert json.loads((tmp_path / "textures" / "manifest.json").read_text())["kinds"] == list(kinds)
+    with pytest.raises(InputError, match="11 kinds do not fit in 10 test pictures; ask for 11"):
+        make_textures(tmp_path / "more", test=10, kinds=kinds)
+    with pytest.raises(InputError, match="grau: no such kind of anomaly"):
+        texture_category("brick", kinds=("grau",))
 
 
 def test_a_failure_leaves_nothing(tmp_path: Path) -> None:

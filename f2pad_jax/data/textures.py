@@ -1,4 +1,4 @@
-"""The data set `textures`: real photographs of surfaces in scikit-image's wheel, with anomalies by cut-paste.
+"""The data set `textures`: real photographs of surfaces in scikit-image's wheel, with anomalies of `data.anomalies`.
 
 Nothing is downloaded. Training crops come from the left of each picture and test crops from the right, so
 that no pixel of a test picture is ever seen in training.
@@ -6,6 +6,7 @@ that no pixel of a test picture is ever seen in training.
 
 from __future__ import annotations
 
+import copy
 import os
 import zlib
 from collections.abc import Sequence
@@ -13,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import skimage.data
 
+from f2pad_jax.data.anomalies import KINDS, check_kinds, cut_paste, folder_of
 from f2pad_jax.data.layouts import new_folder
-from f2pad_jax.data.synthesize import cut_paste, write_category, write_manifest
+from f2pad_jax.data.synthesize import write_category, write_manifest
 from f2pad_jax.errors import InputError
 
 TEXTURES = ("brick", "grass", "gravel", "ihc")
@@ -25,7 +27,13 @@ Case = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def texture_category(
-    name: str, *, train: int = 64, test: int = 8, size: int = 224, seed: int = 0
+    name: str,
+    *,
+    train: int = 64,
+    test: int = 8,
+    size: int = 224,
+    seed: int = 0,
+    kinds: Sequence[str] = ("colour",),
 ) -> tuple[np.ndarray, list[Case]]:
     """Training crops and test cases of one texture, at the photograph's own resolution.
 
@@ -37,14 +45,18 @@ def texture_category(
       test: how many test crops.
       size: side of the crops, at most 256.
       seed: of all random choices.
+      kinds: names of `anomalies.KINDS`, which the tests take in turn: test k has kind k modulo their number. A test
+        has the same n, and under paint the same shape, whatever its kind.
 
     Returns:
       uint8 (train, size, size, 3), and for each test (x, mask, n): the picture with its anomaly, uint8
       (size, size, 3), the mask, bool (size, size), and the normal picture.
 
     Raises:
-      InputError: the name is unknown, or the size does not leave room for disjoint parts.
+      InputError: the name is unknown, or the size does not leave room for disjoint parts, or there is no such kind
+        or nothing of it can be seen on a crop.
     """
+    kinds = check_kinds(kinds)
     photograph = _photograph(name)
     width = photograph.shape[1]
     if not 1 <= size <= width // 2:
@@ -53,7 +65,11 @@ def texture_category(
     code = zlib.crc32(name.encode())
     normals = _crops(photograph[:, :border], train, size, np.random.default_rng([seed, code, 0]))
     rng = np.random.default_rng([seed, code, 1])
-    cases = [(*cut_paste(normal, rng), normal) for normal in _crops(photograph[:, border:], test, size, rng)]
+    cases = []
+    for index, normal in enumerate(_crops(photograph[:, border:], test, size, rng)):
+        start = copy.deepcopy(rng)
+        cut_paste(normal, rng)  # each test starts where colours would have left off, so that kinds share shapes
+        cases.append((*KINDS[kinds[index % len(kinds)]](normal, start), normal))
     return normals, cases
 
 
@@ -65,20 +81,26 @@ def make_textures(
     test: int = 8,
     size: int = 224,
     categories: Sequence[str] = TEXTURES,
+    kinds: Sequence[str] = ("colour",),
 ) -> None:
     """Writes the data set to `out`: each texture a category in MVTec AD's layout, and a `manifest.json`.
 
     Raises:
-      InputError: as for `texture_category`, or `out` holds something.
+      InputError: as for `texture_category`, or there are fewer tests than kinds, or `out` holds something.
     """
+    kinds = check_kinds(kinds)
+    if 0 < test < len(kinds):
+        raise InputError(f"{len(kinds)} kinds do not fit in {test} test pictures", hint=f"ask for {len(kinds)}")
     with new_folder(out) as folder:
         for name in categories:
-            normals, cases = texture_category(name, train=train, test=test, size=size, seed=seed)
-            tests = (("color", f"{index:03d}", x, mask) for index, (x, mask, _) in enumerate(cases))
+            normals, cases = texture_category(name, train=train, test=test, size=size, seed=seed, kinds=kinds)
+            folders = [folder_of(kinds[index % len(kinds)]) for index in range(test)]
+            tests = ((folders[k], f"{k:03d}", x, mask) for k, (x, mask, _) in enumerate(cases))
             write_category(folder / name, normals, tests)
         write_manifest(
             folder,
             generator="photographs of scikit-image, cut-paste of arXiv 2407.06519 Eq. (16)",
+            kinds=kinds,
             seed=seed,
             size=size,
             train=train,
