@@ -12,34 +12,6 @@ from f2pad_jax.model import look
 from f2pad_jax.preparing import Plan, find_region, plan
 
 
-class Choices(NamedTuple):
-    """What the paper leaves open, as a search on synthetic anomalies found it for this loop (size 112, limit 500).
-
-    PaDiM reached IoU 98.5 in 62 iterations with these; a rate of 0.003 with a β0 of 0.1 gave 98.6 in 154, and the
-    quicker of two that are equal is the fairer peer. PatchCore reached 99.9 in 67.
-
-    Attributes:
-      alpha1: α1, relative to normal pictures as in `f2pad_jax.Settings`.
-      alpha2: α2, likewise.
-      beta0: β is β0 over the share of m⁽⁰⁾ in the picture.
-      rate: base of the step size γ.
-      threshold: of ‖a‖, in normalised colour, in the mask.
-      start: n⁽⁰⁾: "given" as to the solver in JAX, or "fill" as in the paper.
-      warm_up: iterations without sparsity, which a start from x needs.
-    """
-
-    alpha1: float = 1.0
-    alpha2: float = 0.3
-    beta0: float = 0.25
-    rate: float = 0.01
-    threshold: float = 0.8
-    start: str = "given"
-    warm_up: int = 20
-
-
-CHOICES = {"padim": Choices(), "patchcore": Choices()}
-
-
 class Setup(NamedTuple):
     """A fitted model."""
 

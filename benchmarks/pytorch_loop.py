@@ -23,7 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from loop_tasks import CHOICES, Choices, Setup, given, setup_of
+from loop_tasks import Setup, given, setup_of
 from problems import Options, extractor_for, model_of, use_all_cores
 from timing import spread
 from worker import need_torch, worker
@@ -38,12 +38,12 @@ EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"),
 PASSES = 3  # of ours, after the one that compiles
 
 
-def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int | None) -> None:
+def serve(pipe: Connection, setup: Setup, device: str, limit: int | None) -> None:
     """`torch_loop.serve` in a process that has imported no torch yet; without a limit, the paper's."""
     os.environ["OMP_WAIT_POLICY"] = "passive"  # no spinning while the other process is measured
     import torch_loop
 
-    torch_loop.serve(pipe, setup, device, choices, limit or torch_loop.LIMIT)
+    torch_loop.serve(pipe, setup, device, limit or torch_loop.LIMIT)
 
 
 Solved = tuple[np.ndarray, int, float]  # mask, iterations and last F of a picture
@@ -62,7 +62,7 @@ def one_pass(model: Model, plans: list[Plan]) -> tuple[float, list[Solved]]:
 def peer(model: Model, options: Options) -> AbstractContextManager[Connection]:
     """A process with the paper's loop on our device: tells its threads, and answers tasks until it gets None."""
     device = "cuda" if jax.default_backend() == "gpu" else "cpu"
-    return worker(serve, setup_of(model), device, CHOICES[model.detector.name], options.limit)
+    return worker(serve, setup_of(model), device, options.limit)
 
 
 def mean_iou(masks: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import torch
-from loop_tasks import Choices, Setup, Task
+from loop_tasks import Setup, Task
 from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
@@ -28,6 +28,14 @@ CLIP, FLOOR = 0.03, 0.1  # of the gradient; of |a| in (15), with γ0 = 1
 FALLS = {"padim": 0.1, "patchcore": 0.05}  # of the loss between two iterations, below which the loop stops
 LIMIT = 1200  # iterations
 CANDIDATES = 50  # |M_ij|
+# What the paper leaves open, as a search on synthetic anomalies found it for this loop (size 112, limit 500): PaDiM
+# reached IoU 98.5 in 62 iterations, PatchCore 99.9 in 67. A rate of 0.003 with a β0 of 0.1 gave PaDiM 98.6 in 154; the
+# quicker of two that are equal is the fairer peer.
+ALPHAS = 1.0, 0.3  # α1 and α2, relative to normal pictures as in `f2pad_jax.Settings`
+BETA0 = 0.25  # β is β0 over the share of m⁽⁰⁾ in the picture
+RATE = 0.01  # base of the step size γ
+THRESHOLD = 0.8  # of ‖a‖, in normalised colour, in the mask
+WARM_UP = 20  # iterations without sparsity, which a start from x needs
 
 
 class Problem(NamedTuple):
@@ -176,22 +184,21 @@ class Adan:
         return numerator / (self.square.sqrt() / math.sqrt(correct[2]) + 1e-8)
 
 
-def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, limit: int) -> tuple[Tensor, int, float]:
+def descend(problem: Problem, start: Tensor, setup: Setup, limit: int) -> tuple[Tensor, int, float]:
     """Algorithm 1's loop: n, iterations, and the last F in the paper's units."""
     mean, std = (torch.tensor(v, device=start.device)[:, None, None] for v in (MEAN, STD))
-    image, alphas = problem.image, (choices.alpha1, choices.alpha2)
-    value = math.nan
+    image, value = problem.image, math.nan
     unit = problem.score / problem.stride**2  # turns the weighted terms into the paper's units
     normal, adan, before = torch.where(problem.region, start, image), Adan(start), math.inf
     for count in range(1, limit + 1):
-        active = count > choices.warm_up
+        active = count > WARM_UP
         normal.requires_grad_()
-        parts = terms(normal, problem if active else problem._replace(beta=0.0), setup, alphas)
+        parts = terms(normal, problem if active else problem._replace(beta=0.0), setup, ALPHAS)
         loss = unit * torch.stack(parts).sum()
         (gradient,) = torch.autograd.grad(loss, normal)
         with torch.no_grad():
             shared = share(gradient, problem.sharing).clamp_(-CLIP, CLIP)
-            size = choices.rate / (image - normal).abs().clamp_(min=FLOOR)
+            size = RATE / (image - normal).abs().clamp_(min=FLOOR)
             moved = normal - size * adan.direction(shared)
             valid = torch.minimum(torch.maximum(moved, -mean / std), (1 - mean) / std)
             normal = torch.where(problem.region, valid, image)
@@ -202,28 +209,21 @@ def descend(problem: Problem, start: Tensor, setup: Setup, choices: Choices, lim
     return normal, limit, value
 
 
-def segment(task: Task, setup: Setup, choices: Choices, limit: int = LIMIT) -> tuple[np.ndarray, int, float]:
-    """The whole job of one picture: ‖a‖ (H, W), iterations, and the last F."""
-    problem = prepare(task, setup, choices.beta0 / max(task.share, 1e-3))
-    start = picture(task.start if choices.start == "given" else task.fill, problem.image.device)
-    normal, count, value = descend(problem, start, setup, choices, limit)
-    return torch.linalg.vector_norm(problem.image - normal, dim=1)[0].cpu().numpy(), count, value
+def segment(task: Task, setup: Setup, limit: int) -> tuple[np.ndarray, int, float]:
+    """The whole job of one picture: its mask, opened by 3 × 3, iterations, and the last F."""
+    problem = prepare(task, setup, BETA0 / max(task.share, 1e-3))
+    normal, count, value = descend(problem, picture(task.start, problem.image.device), setup, limit)
+    norms = torch.linalg.vector_norm(problem.image - normal, dim=1)[0].cpu().numpy()
+    return ndimage.binary_opening(norms > THRESHOLD, np.ones((3, 3), bool)), count, value
 
 
-def mask_of(norms: np.ndarray, threshold: float) -> np.ndarray:
-    """The mask, with dots removed by a 3 × 3 opening."""
-    return ndimage.binary_opening(norms > threshold, np.ones((3, 3), bool))
-
-
-def serve(pipe: Connection, setup: Setup, device: str, choices: Choices, limit: int) -> None:
+def serve(pipe: Connection, setup: Setup, device: str, limit: int) -> None:
     """Sends its number of threads; answers each `Task` with mask, iterations, F and seconds; None ends it."""
     setup = upload(setup, torch.device(device))
     pipe.send(torch.get_num_threads())
     task = pipe.recv()
-    segment(task, setup, choices, 1)  # what is done once only is not measured
+    segment(task, setup, 1)  # what is done once only is not measured
     while task is not None:
         began = time.perf_counter()
-        norms, count, value = segment(task, setup, choices, limit)
-        mask = mask_of(norms, choices.threshold)
-        pipe.send((mask, count, value, time.perf_counter() - began))
+        pipe.send((*segment(task, setup, limit), time.perf_counter() - began))
         task = pipe.recv()

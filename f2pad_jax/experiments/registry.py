@@ -40,55 +40,30 @@ class Experiment:
     real: bool = False
 
 
-EXPERIMENTS = {
-    made.name: made
-    for made in (
-        Experiment("table1", "Table I", table=tables.comparison),
-        Experiment("table2", "Table II", shots=FEW_SHOTS, table=tables.comparison),
-        Experiment("table3", "Table III", (FULL, *ABLATIONS), table=tables.ablation),
-        Experiment("table4", "Table IV", table=tables.cost),
-        Experiment("fig1", "Figure 1", figure=figures.example),
-        Experiment("fig6", "Figure 6", figure=figures.results),
-        Experiment("fig7", "Figure 7", table=tables.sizes, figure=figures.size_boxes),
-        Experiment(
-            "fig8", "Figure 8", (FULL, "initialisation", "no-pixel-prior", "no-sparsity"), figure=figures.ablations
-        ),
-        Experiment("fig9", "Figure 9", (FULL, "no-pixel-prior"), figure=figures.enlarged),
-        Experiment("fig10", "Figure 10", (CURVES,), table=tables.falls, figure=figures.loss_curves),
-        Experiment("fig11", "Figure 11", table=figures.failure_table, figure=figures.failures),
-        Experiment(
-            "thresholds",
-            "Rules for the threshold",
-            (FULL, *THRESHOLDS),
-            table=studies.thresholds,
-            figure=studies.threshold_dots,
-            printed=False,
-        ),
-        Experiment(
-            "sensitivity",
-            "Sensitivity to settings and seeds",
-            (FULL, *SENSITIVITY),
-            table=studies.sensitivity,
-            figure=studies.sensitivity_lines,
-            printed=False,
-        ),
-        Experiment("choices", "What each choice is worth", (FULL, *CHOICES), table=studies.choices, printed=False),
-        Experiment(
-            "growth",
-            "Regions that grow",
-            (FULL, GROWTH),
-            table=studies.growth,
-            figure=studies.growth_pictures,
-            printed=False,
-        ),
-        Experiment("tuning", "What tuning is worth", TUNINGS, table=studies.tuning, printed=False),
-        Experiment(
-            "real",
-            "MVTec AD's own defects",
-            table=studies.real,
-            figure=studies.real_pictures,
-            printed=False,
-            real=True,
-        ),
-    )
-}
+def _study(name: str, section: str, variants: tuple[str, ...], *, real: bool = False) -> Experiment:
+    """An experiment that the paper lacks; `studies` has its table, and its figure where there is one."""
+    table, figure = getattr(studies, name), getattr(studies, f"{name}_figure", None)
+    return Experiment(name, section, variants, table=table, figure=figure, printed=False, real=real)
+
+
+_ABLATED = (FULL, "initialisation", "no-pixel-prior", "no-sparsity")
+_ALL = (
+    Experiment("table1", "Table I", table=tables.comparison),
+    Experiment("table2", "Table II", shots=FEW_SHOTS, table=tables.comparison),
+    Experiment("table3", "Table III", (FULL, *ABLATIONS), table=tables.ablation),
+    Experiment("table4", "Table IV", table=tables.cost),
+    Experiment("fig1", "Figure 1", figure=figures.example),
+    Experiment("fig6", "Figure 6", figure=figures.results),
+    Experiment("fig7", "Figure 7", table=tables.sizes, figure=figures.size_boxes),
+    Experiment("fig8", "Figure 8", _ABLATED, figure=figures.ablations),
+    Experiment("fig9", "Figure 9", (FULL, "no-pixel-prior"), figure=figures.enlarged),
+    Experiment("fig10", "Figure 10", (CURVES,), table=tables.falls, figure=figures.loss_curves),
+    Experiment("fig11", "Figure 11", table=figures.failure_table, figure=figures.failures),
+    _study("thresholds", "Rules for the threshold", (FULL, *THRESHOLDS)),
+    _study("sensitivity", "Sensitivity to settings and seeds", (FULL, *SENSITIVITY)),
+    _study("choices", "What each choice is worth", (FULL, *CHOICES)),
+    _study("growth", "Regions that grow", (FULL, GROWTH)),
+    _study("tuning", "What tuning is worth", TUNINGS),
+    _study("real", "MVTec AD's own defects", (FULL,), real=True),
+)
+EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from f2pad_jax.experiments.cases import Case, by_detector, f2pad_interval, mean, only, with_mean
@@ -24,7 +23,6 @@ RULES = {
     BEST: "best F1 on the test set",
 }
 SYMBOLS = {"alpha1": "α1", "beta0": "β0", "dilation": "dilation, px", "smallest": "threshold on ‖a‖", "seed": "seed"}
-COLOURS = ("#1b6ca8", "#c8553d", "#5b8c3e")  # of detectors
 SHOWN = 7  # rows of a figure of pictures
 
 Grown = tuple[Case, Case, np.ndarray]  # full and growing units of the same pictures, and how often each region grew
@@ -51,30 +49,38 @@ def thresholds(_: str, cases: Sequence[Case]) -> str:
     )
 
 
-def threshold_dots(cases: Sequence[Case], _: Path) -> Figure:
+def thresholds_figure(cases: Sequence[Case], _: Path) -> Figure:
     """IoU of the backbone and of F2PAD for every rule."""
-    groups, rules = by_detector(cases), [variant for variant in RULES if only(cases, variant)]
-    figure = new_figure(PAGE[0], 0.6 + 0.24 * len(rules))
+    return _dots({label: only(cases, variant) for variant, label in RULES.items()}, backbone=True)
+
+
+def _dots(rows: dict[str, list[Case]], *, backbone: bool) -> Figure:
+    """IoU of F2PAD with its interval, and of the backbone where that is asked for: a column a detector."""
+    rows = {label: cases for label, cases in rows.items() if cases}
+    groups = by_detector([case for cases in rows.values() for case in cases])
+    figure = new_figure(PAGE[0], 0.6 + 0.22 * len(rows))
     bottom, height = 0.36 / figure.get_figheight(), 1 - 0.6 / figure.get_figheight()
     step = 0.765 / len(groups)
-    for k, group in enumerate(groups.values()):
+    for k, (detector, group) in enumerate(groups.items()):
         axes = figure.add_axes((0.23 + k * step, bottom, step - 0.02, height))
-        for row, variant in enumerate(rules):
-            members = only(group, variant)
+        for row, cases in enumerate(rows.values()):
+            members = [case for case in cases if case.unit.detector == detector]
             if not members:
                 continue
             ends = [mean(members, who, "iou")[0] for who in ("backbone", "f2pad")]
-            axes.plot(ends, [row, row], color="0.7", linewidth=1.5, zorder=1)
+            shown = slice(None) if backbone else slice(1, None)
+            axes.plot(ends[shown], [row, row][shown], color="0.7", linewidth=1.5, zorder=1)
             axes.plot(f2pad_interval(members), [row, row], color="black", linewidth=0.9, zorder=2)
-            axes.scatter(ends, [row, row], s=26, color=(BACKBONE, REFINED), edgecolor="black", linewidth=0.4, zorder=3)
-        axes.set_yticks(range(len(rules)), [RULES[v] if k == 0 else "" for v in rules], fontsize=7)
-        axes.set_ylim(len(rules) - 0.5, -0.5)
+            style = {"s": 26, "edgecolor": "black", "linewidth": 0.4, "zorder": 3}
+            axes.scatter(ends[shown], [row, row][shown], color=(BACKBONE, REFINED)[shown], **style)
+        axes.set_yticks(range(len(rows)), rows if k == 0 else [""] * len(rows), fontsize=7)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlim(0, 102)
         axes.tick_params(axis="x", labelsize=7)
         axes.grid(axis="x", linewidth=0.4, alpha=0.5)
         axes.set_title(group[0].title, fontsize=8, pad=3)
         axes.set_xlabel("IoU × 100", fontsize=7, labelpad=2)
-    for place, colour, name in ((0.01, BACKBONE, "backbone"), (0.1, REFINED, "F2PAD")):
+    for place, colour, name in ((0.01, REFINED, "F2PAD"), (0.09, BACKBONE, "backbone"))[: 1 + backbone]:
         figure.text(place, 0.02, f"● {name}", color=colour, fontsize=7)
     return figure
 
@@ -117,36 +123,14 @@ def sensitivity(_: str, cases: Sequence[Case]) -> str:
     )
 
 
-def sensitivity_lines(cases: Sequence[Case], _: Path) -> Figure:
-    """IoU over each setting, one line per detector."""
-    groups = by_detector(cases)
-    figure = new_figure(PAGE[0], 3.6)
-    for place, (factor, symbol) in enumerate(SYMBOLS.items()):
-        axes = figure.add_axes((0.065 + 0.32 * (place % 3), 0.6 - 0.485 * (place // 3), 0.285, 0.37))
-        _draw_factor(axes, groups, factor)
-        axes.set_ylim(max(0.0, 10 * np.floor(min(mean([case], "f2pad", "iou")[0] for case in cases) / 10)), 100)
-        axes.set_xlabel(symbol, fontsize=8, labelpad=1)
-        axes.tick_params(labelleft=place % 3 == 0)
-    figure.axes[0].set_ylabel("IoU × 100", fontsize=8)
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc=(0.74, 0.25), fontsize=8, frameon=False)
-    return figure
-
-
-def _draw_factor(axes: Axes, groups: dict[str, list[Case]], factor: str) -> None:
-    ladders = [_ladder(group, factor) for group in groups.values()]
-    values = _increasing(value for ladder in ladders for value in ladder)
-    for k, (group, ladder) in enumerate(zip(groups.values(), ladders, strict=True)):
-        places = np.array([values.index(value) for value in ladder]) + 0.08 * (k - (len(groups) - 1) / 2)
-        means = np.array([mean(members, "f2pad", "iou")[0] for members in ladder.values()])
-        low, high = np.array([f2pad_interval(members) for members in ladder.values()]).reshape(-1, 2).T
-        axes.errorbar(
-            places, means, np.maximum(0, [means - low, high - means]), color=COLOURS[k % len(COLOURS)], marker="o",
-            markersize=3.5, linewidth=0 if factor == "seed" else 1.2, elinewidth=0.7, label=group[0].title,
-        )  # fmt: skip
-    axes.set_xticks(range(len(values)), [_text(value) for value in values])
-    axes.set_xlim(-0.4, len(values) - 0.6)
-    axes.tick_params(labelsize=7)
-    axes.grid(axis="y", linewidth=0.4, alpha=0.5)
+def sensitivity_figure(cases: Sequence[Case], _: Path) -> Figure:
+    """IoU for each value of each setting."""
+    rows: dict[str, list[Case]] = {}
+    for factor, symbol in SYMBOLS.items():
+        for group in by_detector(cases).values():
+            for value, members in _ladder(group, factor).items():
+                rows.setdefault(f"{symbol} {_text(value)}", []).extend(members)
+    return _dots(rows, backbone=False)
 
 
 def choices(_: str, cases: Sequence[Case]) -> str:
@@ -201,7 +185,7 @@ def growth(_: str, cases: Sequence[Case]) -> str:
     )
 
 
-def growth_pictures(cases: Sequence[Case], _: Path) -> Figure:
+def growth_figure(cases: Sequence[Case], _: Path) -> Figure:
     """Pictures whose region grew, from those that gain most to those that lose most."""
     pairs = _grown(cases)
     grown = [(full, growing, int(k)) for full, growing, rounds in pairs for k in np.flatnonzero(rounds)]
@@ -251,7 +235,7 @@ def real(_: str, cases: Sequence[Case]) -> str:
     )
 
 
-def real_pictures(cases: Sequence[Case], _: Path) -> Figure:
+def real_figure(cases: Sequence[Case], _: Path) -> Figure:
     """One picture of each kind of defect, the middle one by F2PAD's IoU, of the first detector."""
     middle: list[tuple[Case, int]] = []
     for case in next(iter(by_detector(only(cases)).values())):
