@@ -112,7 +112,7 @@ def measure(
     refined = np.stack([result.mask for result in results])
     _, threshold = metrics.f1max(maps, masks)
     backbone = _masks_record(initial, masks) | _maps_record(maps, masks)
-    f2pad = _masks_record(refined, masks)
+    f2pad = _masks_record(refined, masks) | _maps_record(np.stack([result.refined_map for result in results]), masks)
     return {
         **facts,
         "test_images": len(results),
@@ -121,6 +121,7 @@ def measure(
         "backbone_oracle": _masks_record(maps > threshold, masks) | {"threshold": threshold},
         "f2pad": f2pad,
         "closed": _rounded(gap_closed(backbone["iou"], f2pad["iou"])),
+        "good_marked": sum(bool(mask.any()) and not truth.any() for mask, truth in zip(refined, masks, strict=True)),
         "failed": len(unread),
         "seconds": round(float(np.median([result.seconds for result in results])), 3),
         "per_image": [
@@ -159,7 +160,11 @@ def _masks_record(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
 
 
 def _maps_record(scores: np.ndarray, truths: np.ndarray) -> dict[str, float]:
-    return {name: _percent(metric(scores, truths)) for name, metric in metrics.MAP_METRICS.items()}
+    record = {name: metric(scores, truths) for name, metric in metrics.MAP_METRICS.items()}
+    highest, defective = scores.max(axis=(1, 2)), np.asarray(truths.any(axis=(1, 2)))
+    if not defective.all():
+        record |= {name: metric(highest, defective) for name, metric in metrics.IMAGE_METRICS.items()}
+    return {name: _percent(value) for name, value in record.items()}
 
 
 def _image_record(name: str, truth: np.ndarray, result: Segmentation) -> dict[str, Any]:
@@ -170,6 +175,8 @@ def _image_record(name: str, truth: np.ndarray, result: Segmentation) -> dict[st
         "f2pad_iou": _percent(metrics.iou(result.mask, truth)),
         "iterations": int(result.iterations),
         "status": result.status,
+        "verdict": result.verdict,
+        "residual": round(float(result.residual), 4),
         "seconds": round(float(result.seconds), 3),
     }
 

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import ndimage
 from sklearn.mixture import GaussianMixture
 
+from f2pad_jax.calibration import Limits, limits_of
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
@@ -19,20 +19,15 @@ from f2pad_jax.data.synthesize import cut_paste
 from f2pad_jax.detectors import Detector, Maps, check_options, detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
-from f2pad_jax.metrics import f1max
-from f2pad_jax.model import Model, Procedure, check_procedure, features, score_maps
+from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
 from f2pad_jax.networks.extractor import Extractor
 
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
-# The region covers this share of an anomaly in all but 5 % of synthetic pictures,
-COVERED, MISSED = 0.98, 0.05
-SAFE = 0.999  # reaches down to the scores that only so few pixels of normal pictures exceed,
-WIDEST = 0.9  # and leaves at least this share of these out.
 FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation
 
 
 class Synthetic(NamedTuple):
-    """Synthetic anomalies pasted on held-out normal pictures: what a model is calibrated and tuned on."""
+    """Synthetic anomalies pasted on held-out normal pictures: what a model is tuned on."""
 
     images: np.ndarray  # uint8 (K, S, S, 3)
     masks: np.ndarray  # bool (K, S, S)
@@ -96,16 +91,6 @@ def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synth
     return Synthetic(np.stack([x for x, _ in made]), np.stack([m for _, m in made]))
 
 
-def _region_threshold(maps: np.ndarray, masks: np.ndarray, normal_maps: np.ndarray, growth: int) -> float:
-    """A threshold whose region, after dilation, covers nearly all of nearly every anomaly, and few normal pixels."""
-    needed = [
-        np.quantile(ndimage.maximum_filter(one, 2 * growth + 1)[mask], 1 - COVERED)
-        for one, mask in zip(maps, masks, strict=True)
-    ]
-    safe, widest = np.quantile(normal_maps, [SAFE, WIDEST])
-    return float(max(min(np.quantile(needed, MISSED), safe), widest))
-
-
 def fit(
     images: np.ndarray,
     *,
@@ -120,13 +105,13 @@ def fit(
     """Fits a detector and calibrates F2PAD on normal pictures alone.
 
     One picture in eight is kept from the detector. On these the typical values of the objective's terms are
-    measured, and synthetic anomalies pasted on them give both thresholds.
+    measured, and what scores normal pictures reach.
 
     Args:
       images: normal pictures, uint8 RGB (N, S, S, 3), N ≥ 3.
       detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow".
       extractor: of `load_extractor`.
-      seed: of the split, the coreset or flow, the mixture and the synthetic anomalies.
+      seed: of the split, the coreset or flow, and the mixture.
       settings: numbers of the solve.
       procedure: choices around it.
       options: further arguments of the detector's own `fit`, such as `rank` of PaDiM.
@@ -168,21 +153,16 @@ def fit(
         procedure=procedure,
         scales=_typical(fitted, features(extractor, held_out), held_out, mixture),
         size=images.shape[1],
-        threshold=0.0,
-        region_threshold=0.0,
+        limits=Limits(peak=1.0, spread=0.0, pixel=0.0, cost=1.0),
         normals=Normals(normals),
         held_out=held_out,
         tuned_on="default",
         seed=seed,
         inpainter=inpainter,
     )
-    made = synthetic_anomalies(held_out, count=max(24, len(held_out)), seed=seed)
-    maps, normal_maps = score_maps(model, made.images), score_maps(model, held_out)
-    return replace(
-        model,
-        threshold=f1max(maps, made.masks)[1],
-        region_threshold=_region_threshold(maps, made.masks, normal_maps, procedure.dilation),
-    )
+    sights = look(model, held_out)
+    costs = np.stack([smooth_map(sight.costs, model.size) for sight in sights])
+    return replace(model, limits=limits_of(np.stack([sight.scores for sight in sights]), costs))
 
 
 def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:

@@ -83,7 +83,7 @@ def let_grow(
         for k, scores in zip(asked, maps, strict=True):
             # As for the first region: a picture unlike the training pictures scores high all over.
             own = float(np.quantile(sights[k].scores, 1 - model.procedure.largest))
-            threshold = max(model.region_threshold, own)
+            threshold = max(min(model.limits.pixel, model.threshold), own)
             region = grow(found[k].region, scores, threshold=threshold, reach=model.procedure.dilation)
             if (region & ~found[k].region).any():
                 found[k] = Growth(found[k].result, region, done + 1)

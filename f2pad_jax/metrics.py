@@ -96,6 +96,18 @@ def f1max(scores: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
     return float(f1[best]), float(thresholds[best])
 
 
+def image_auroc(scores: np.ndarray, defective: np.ndarray) -> float:
+    """Area under the ROC curve of pictures, by one score each: (N,) and bool (N,), both kinds among them."""
+    return float(roc_auc_score(defective, scores))
+
+
+def image_f1max(scores: np.ndarray, defective: np.ndarray) -> float:
+    """The best F1 over all thresholds of one score a picture, (N,) and bool (N,)."""
+    precision, recall, _ = precision_recall_curve(defective, scores)
+    total = precision + recall
+    return float((2 * precision * recall / np.where(total > 0, total, 1)).max())
+
+
 def aupro(scores: np.ndarray, masks: np.ndarray, fpr_limit: float = 0.3) -> float:
     """Area under the per-region-overlap curve up to a false-positive rate, divided by that rate.
 
@@ -135,12 +147,19 @@ MASK_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
 }
 """Of a mask and the truth, bool (H, W) both; `metrics.json` has the mean over pictures with a defect."""
 
-POOLED_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"pooled_iou": pooled_iou}
+POOLED_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {"pooled_iou": pooled_iou, "seg_f1": dice}
 """Of all masks and all truths, bool (N, H, W) both."""
+
+IMAGE_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "image_auroc": image_auroc,
+    "image_f1max": image_f1max,
+}
+"""Of the pictures' highest scores (N,) and whether they show a defect, bool (N,), both kinds among them."""
 
 MAP_METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "pixel_auroc": pixel_auroc,
     "aupro": aupro,
+    "aupro_5": lambda scores, masks: aupro(scores, masks, 0.05),
     "f1max": lambda scores, masks: f1max(scores, masks)[0],
 }
 """Of all score maps (N, H, W) and all truths; a metric of one's own is a function and a line in one of these tables."""

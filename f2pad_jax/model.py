@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 from tqdm import tqdm
 
+from f2pad_jax.calibration import Limits
 from f2pad_jax.core import Energy, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.detectors import Detector, Maps
@@ -19,7 +19,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.networks.extractor import Extractor
 
-BATCH = 8  # pictures whose features are computed together, where there are more than one
+BATCH = 8  # pictures whose features are computed together on an accelerator, where there are more than one
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
 
 
@@ -29,6 +29,12 @@ class Procedure:
 
     Attributes:
       components: Gaussians of the pixel mixture; used when fitting.
+      false_alarms: share of normal pictures that may be taken for defective, in (0, 1); it sets the threshold.
+      threshold: of the smoothed scores, in place of the one that `false_alarms` sets.
+      region: "pieces", all of what scores above nearly all normal pixels in pieces that reach the threshold, or
+        "threshold", what lies above the threshold, as in the paper.
+      sparsity: how β is chosen: "levels" (for each piece of the region the largest that it can pay for and that leaves
+        n normal), "constant" (β0), or "area" (β0 / Σm⁽⁰⁾, the paper's).
       dilation: pixels by which the region is enlarged.
       largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
         reach 0.13.
@@ -37,19 +43,23 @@ class Procedure:
       trusted: error of the matching fill in the region's surroundings up to which it is trusted, normalised colour.
       sharing: whether neighbours share the ‖a‖ by which the proximal map decides, in solves that start from a fill.
       smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
-      cleaning: of the mask, "dots" (removes connected pieces of at most 8 pixels, keeps thin scratches) or
-        "opening" (3 × 3, the paper's).
+      cleaning: of the mask, "whole" (removes dots, closes enclosed holes, and keeps the pieces where the detector
+        peaks) or "opening" (3 × 3, the paper's).
       refine: iterations of the re-estimation of n on the final mask.
     """
 
     components: int = 8
+    false_alarms: float = 0.01
+    threshold: float | None = None
+    region: Literal["pieces", "threshold"] = "pieces"
+    sparsity: Literal["levels", "constant", "area"] = "levels"
     dilation: int = 4
     largest: float = 0.25
     start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
     trusted: float = 0.7
     sharing: bool = True
     smallest: float = 0.0
-    cleaning: Literal["dots", "opening"] = "dots"
+    cleaning: Literal["whole", "opening"] = "whole"
     refine: int = 20
 
 
@@ -61,8 +71,10 @@ def check_procedure(procedure: Procedure) -> None:
     """
     for name, hint in get_type_hints(Procedure).items():
         choices, value = get_args(hint), getattr(procedure, name)
-        if choices and value not in choices:
+        if get_origin(hint) is Literal and value not in choices:
             raise InputError(f"{name} is {value!r}", where="procedure", hint=f"choose one of {', '.join(choices)}")
+    if not 0 < procedure.false_alarms < 1:
+        raise InputError(f"a rate of false alarms of {procedure.false_alarms} makes no sense", hint="give 0.01 for 1 %")
 
 
 def paper_settings() -> tuple[Settings, Procedure]:
@@ -74,12 +86,14 @@ def paper_settings() -> tuple[Settings, Procedure]:
     Gaussians and the base of the step size are not given there, and no threshold either.
 
     Not the paper's even so: the paper stops at the first iteration that brings too little, but Adan's first step
-    may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the region comes from the
-    second, lower threshold; the terms are scaled by normal pictures, so α2, the clipping of the gradient and the
-    tolerance are in other units; Adan is damped by as much as the gradient is clipped; both thresholds are chosen
-    on synthetic anomalies; n is re-estimated from the matching fill.
+    may raise F, so ten are waited for; β is β0 instead of β0 over the size of m⁽⁰⁾; the terms are scaled by normal
+    pictures, so α2, the clipping of the gradient and the tolerance are in other units; Adan is damped by as much as the
+    gradient is clipped; steps that raise F are taken back; the threshold comes from normal pictures; n is re-estimated
+    from the matching fill.
     """
     settings = Settings(
+        beta0=3.0,
+        first_beta=3.0,
         rate=0.003,
         rise=1.0,
         warm_up=0,
@@ -90,7 +104,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
         adaptive=True,
         share_gradient=True,
     )
-    return settings, Procedure(start="harmonic", smallest=0.45, cleaning="opening")
+    procedure = Procedure(region="threshold", sparsity="constant", start="harmonic", smallest=0.45, cleaning="opening")
+    return settings, procedure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +118,7 @@ class Model:
       procedure: choices around it.
       scales: typical values of the terms on `held_out`.
       size: side S of the pictures it works on, in pixels.
-      threshold: of the detector's score map, which gives m⁽⁰⁾.
-      region_threshold: lower one, above which pixels are free in the solve.
+      limits: what the scores of `held_out` reach.
       normals: the detector's training pictures; fills take their material from them.
       held_out: normal pictures that the detector has not seen, uint8 (K, S, S, 3).
       tuned_on: "default", "synthetic-validation" or "oracle".
@@ -117,8 +131,7 @@ class Model:
     procedure: Procedure
     scales: Scales
     size: int
-    threshold: float
-    region_threshold: float
+    limits: Limits
     normals: Normals
     held_out: np.ndarray
     tuned_on: str
@@ -136,6 +149,12 @@ class Model:
         return self.energy.detector
 
     @property
+    def threshold(self) -> float:
+        """Of the smoothed scores; what lies above it is m⁽⁰⁾."""
+        own = self.procedure.threshold
+        return self.limits.threshold(self.procedure.false_alarms) if own is None else own
+
+    @property
     def strides(self) -> tuple[int, ...]:
         """Strides of the detector's grid and of the coarser maps that it uses, in pixels."""
         return tuple(self.extractor.strides[self.detector.level :])
@@ -148,13 +167,13 @@ class Sight(NamedTuple):
       image: x, (S, S, 3) float32, ImageNet-normalised.
       maps: its features, finest first.
       scores: the detector's smoothed score map, (S, S) float32.
-      typical: median of the summands of l_n, ().
+      costs: the summands s_ij of l_n on the detector's grid, (h, w) float32.
     """
 
     image: np.ndarray
     maps: Maps
     scores: np.ndarray
-    typical: jax.Array
+    costs: np.ndarray
 
 
 @jax.jit
@@ -164,39 +183,57 @@ def apply_extractor(extractor: Extractor, images: jax.Array) -> tuple[jax.Array,
 
 
 def features(extractor: Extractor, images: np.ndarray, *, title: str | None = None) -> tuple[np.ndarray, ...]:
-    """Feature maps of uint8 pictures (N, S, S, 3): one (N, H_k, W_k, C_k) array per map, finest first."""
-    batch = min(BATCH, len(images))
+    """Feature maps of pictures (N, S, S, 3): one (N, H_k, W_k, C_k) array per map, finest first.
+
+    Args:
+      extractor: the network.
+      images: uint8 RGB, or float32 and ImageNet-normalised already.
+      title: of a progress bar; none without.
+    """
+    # On a CPU one at a time takes no longer, and gives the same bits whatever other pictures there are.
+    batch = 1 if jax.default_backend() == "cpu" else min(BATCH, len(images))
     chunks = []
     for first in tqdm(range(0, len(images), batch), desc=title, leave=False, disable=None if title else True):
         chunk = images[first : first + batch]
         # The last batch is filled up: one shape, one compilation.
         padded = np.concatenate([chunk, np.repeat(chunk[-1:], batch - len(chunk), axis=0)])
-        maps = apply_extractor(extractor, normalize(padded))
+        maps = apply_extractor(extractor, _pixels(padded))
         chunks.append([np.asarray(m)[: len(chunk)] for m in maps])
     return tuple(np.concatenate(level) for level in zip(*chunks, strict=True))
 
 
+def _pixels(images: np.ndarray) -> np.ndarray:
+    return normalize(images) if images.dtype == np.uint8 else images
+
+
+@jax.jit
+def _scores(detector: Detector, maps: Maps) -> tuple[jax.Array, jax.Array]:
+    return detector.score(maps), detector.summands(maps)
+
+
 @partial(jax.jit, static_argnames="size")
-def _scores(detector: Detector, maps: Maps, *, size: int) -> tuple[jax.Array, jax.Array]:
-    return (
-        jax.image.resize(detector.score(maps), (size, size), "bilinear"),
-        jnp.median(detector.summands(maps)),
-    )
+def _enlarged(grid: jax.Array, *, size: int) -> jax.Array:
+    return jax.image.resize(grid, (size, size), "bilinear")
+
+
+def smooth_map(grid: np.ndarray, size: int) -> np.ndarray:
+    """Values on the detector's grid (h, w) as a smoothed map of the picture, (size, size) float32."""
+    return ndimage.gaussian_filter(np.asarray(_enlarged(grid, size=size)), SMOOTHING)
 
 
 def look(model: Model, images: np.ndarray) -> list[Sight]:
-    """Features and scores of uint8 pictures (N, S, S, 3): the one pass before a solve."""
+    """Features and scores of pictures (N, S, S, 3), as for `features`: the one pass before a solve."""
     if not len(images):
         return []
-    maps, pixels = features(model.extractor, images), normalize(images)
+    maps, pixels = features(model.extractor, images), _pixels(images)
     sights = []
     for index, image in enumerate(pixels):
         own = tuple(m[index] for m in maps)
-        scores, typical = _scores(model.detector, own, size=model.size)
-        sights.append(Sight(image, own, ndimage.gaussian_filter(np.asarray(scores), SMOOTHING), typical))
+        scores, costs = map(np.asarray, _scores(model.detector, own))
+        sights.append(Sight(image, own, smooth_map(scores, model.size), costs))
     return sights
 
 
 def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
-    """The detector's smoothed score maps of uint8 pictures (N, S, S, 3): (N, S, S) float32."""
+    """The detector's smoothed score maps of pictures (N, S, S, 3), as for `features`: (N, S, S) float32."""
     return np.stack([sight.scores for sight in look(model, images)])

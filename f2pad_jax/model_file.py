@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from f2pad_jax.calibration import Limits
 from f2pad_jax.checkpoint import load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.detectors import detector_class
@@ -23,8 +24,6 @@ from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
 from f2pad_jax.weights.registry import entry
 
 VERSION = 4
-
-_NUMBERS = ("threshold", "region_threshold")
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -49,9 +48,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
             "precision": model.extractor.precision,
         },
         "size": model.size,
-        "threshold": float(model.threshold),
-        "region_threshold": float(model.region_threshold),
-        "settings": dict(vars(model.settings)),
+        "limits": asdict(model.limits),
+        "settings": {name: np.asarray(value).item() for name, value in vars(model.settings).items()},
         "procedure": asdict(model.procedure),
         "tuned_on": model.tuned_on,
         "seed": model.seed,
@@ -128,7 +126,7 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
         "scales": Scales(**jax.tree.map(jnp.asarray, arrays["scales"])),
-        **{name: float(facts[name]) for name in _NUMBERS},
+        "limits": Limits(**facts["limits"]),
         "settings": Settings(**facts["settings"]),
         "procedure": Procedure(**facts["procedure"]),
         "tuned_on": facts["tuned_on"],

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
-from f2pad_jax.data.images import read_image, write_png
+from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.output import write_bytes
@@ -29,7 +29,8 @@ def segment_files(
 ) -> list[dict[str, Any]]:
     """Segments picture files into an existing folder.
 
-    Writes `<stem>_mask.png`, `<stem>_normal.png` and `<stem>_panel.png` for each, and `results.jsonl`.
+    Writes `<stem>_mask.png`, `<stem>_normal.png`, `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and
+    `<stem>_refined.tiff` for each, and `results.jsonl`.
     Pictures that share a stem are told apart by the names of their folders. A picture that cannot be used
     loses none of the others.
 
@@ -133,6 +134,9 @@ def _write_result(
     files = {kind: f"{stem}_{kind}.png" for kind in ("mask", "normal", "panel")}
     write_png(out / files["mask"], result.mask)
     write_png(out / files["normal"], result.normal)
+    for kind, values in (("score", result.score_map), ("refined", result.refined_map)):
+        files[kind] = f"{stem}_{kind}.tiff"
+        write_tiff(out / files[kind], values)
     write_bytes(out / files["panel"], report.png(report.draw([panel_row(model, path.stem, image, result)])))
     return {
         "status": result.status,
@@ -140,6 +144,8 @@ def _write_result(
         "area": round(float(result.mask.mean()), 6),
         "backbone_area": round(float(result.initial_mask.mean()), 6),
         "max_score": float(result.score_map.max()),
+        "residual": round(float(result.residual), 4),
+        "verdict": result.verdict,
         "iterations": int(result.iterations),
         "seconds": round(float(result.seconds), 3),
     }

@@ -22,7 +22,7 @@ SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
 def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
-    """Where n is free, step 3 of Algorithm 1: the pixels above the region threshold, dilated.
+    """Where n is free, step 3 of Algorithm 1, dilated.
 
     A picture unlike the training pictures scores high all over; then only its highest pixels count.
 
@@ -33,9 +33,11 @@ def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
     Returns:
       (S, S) bool; nothing where no score reaches the threshold.
     """
-    procedure = model.procedure
-    region = scores > max(model.region_threshold, float(np.quantile(scores, 1 - procedure.largest)))
-    return ndimage.binary_dilation(region, iterations=procedure.dilation)
+    procedure, threshold = model.procedure, model.threshold
+    low = threshold if procedure.region == "threshold" else min(model.limits.pixel, threshold)
+    free = scores > max(low, float(np.quantile(scores, 1 - procedure.largest)))
+    pieces = ndimage.binary_propagation(free & (scores > threshold), mask=free, structure=SQUARE)
+    return ndimage.binary_dilation(pieces, iterations=procedure.dilation)
 
 
 class Affected(NamedTuple):
@@ -136,8 +138,13 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
     start = start or begin(model, sight.image, region)
     # From x, a faint anomaly whose pixels decide together would vanish as a whole.
     shared = model.settings.share_gradient or (model.procedure.sharing and start.filled)
-    where, one = affected(region, model.strides), np.ones(region.shape, np.float32)
-    return Plan(sight, region, where, start, one, shared, model.settings)
+    sparsity = np.ones(region.shape, np.float32)
+    settings = model.settings
+    if model.procedure.sparsity == "area":
+        sparsity = sparsity / max(int((sight.scores > model.threshold).sum()), 1)
+    if model.procedure.sparsity != "levels":
+        settings = settings.replace(first_beta=settings.beta0)
+    return Plan(sight, region, affected(region, model.strides), start, sparsity, shared, settings)
 
 
 def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
@@ -174,7 +181,7 @@ def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
         sparsity=jnp.asarray(chosen.sparsity),
         local=_localize(model.detector, maps, chosen.affected.positions, chosen.affected.coarser),
         present=jnp.asarray(chosen.affected.present),
-        scales=model.scales.replace(score=jnp.maximum(model.scales.score, sight.typical)),
+        scales=model.scales.replace(score=jnp.maximum(model.scales.score, np.median(sight.costs))),
         filled=jnp.asarray(start.filled),
         sharing=_sharing_weights(image) if chosen.shared else None,
     )

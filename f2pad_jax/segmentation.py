@@ -5,23 +5,27 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
 from PIL import Image
 from scipy import ndimage
+from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
-from f2pad_jax.core import Energy, Solution, solve_many
+from f2pad_jax.calibration import choose_levels, piece_maxima
+from f2pad_jax.core import Energy, Solution, levels_of, solve_many
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_mask
-from f2pad_jax.model import Model, Sight, look
+from f2pad_jax.model import Model, Sight, look, smooth_map
 from f2pad_jax.preparing import SQUARE, Plan, Start, build, find_region, plan, plan_estimation
 
 LANES = 64  # per accelerator
 DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
+NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
+REACH = 8  # pixels within which a local maximum of the scores is the highest
 GROUP = 32  # pictures that are in memory at a time
 
 
@@ -30,11 +34,15 @@ class Segmentation:
     """What `segment` found in one picture; everything at the size of the picture.
 
     Attributes:
-      mask: {a ≠ 0} without dots, (H, W) bool.
+      mask: {a ≠ 0} without dots and enclosed holes, (H, W) bool.
       normal: the recovered non-defective picture n*, (H, W, 3) uint8; equal to the picture outside the mask.
       anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
       initial_mask: the detector's mask m⁽⁰⁾, (H, W) bool.
       score_map: the detector's smoothed scores, (H, W) float32.
+      refined_map: the scores, up to twice as high in the mask, (H, W) float32: what it ranks highest has the mask's
+        outline.
+      residual: the highest s_ij that are left in n, over those of a usual normal picture or a quarter of what they were
+        in x; up to 1 the anomaly is explained. 0 where n was free nowhere.
       iterations: of the main solve.
       status: "converged", "iteration limit", "non-finite" or "normal" (nothing reached the region threshold).
       seconds: wall time; of pictures that are segmented together, each one's share.
@@ -45,17 +53,26 @@ class Segmentation:
     anomaly: np.ndarray
     initial_mask: np.ndarray
     score_map: np.ndarray
+    refined_map: np.ndarray
+    residual: float
     iterations: int
     status: str
     seconds: float
 
+    @property
+    def verdict(self) -> str:
+        """Of the picture: "ok", "defect", or "unexplained", where something stands out that no mask accounts for."""
+        if self.status == "normal":
+            return "ok"
+        return "defect" if self.mask.any() and self.residual <= 1 else "unexplained"
 
+
+@overload
+def segment(model: Model, images: np.ndarray, *, grow: bool = False, title: str | None = None) -> Any: ...
 @overload
 def segment(
     model: Model, images: Sequence[np.ndarray], *, grow: bool = False, title: str | None = None
 ) -> list[Segmentation]: ...
-@overload
-def segment(model: Model, images: np.ndarray, *, grow: bool = False, title: str | None = None) -> Any: ...
 def segment(
     model: Model, images: np.ndarray | Sequence[np.ndarray], *, grow: bool = False, title: str | None = None
 ) -> Segmentation | list[Segmentation]:
@@ -79,9 +96,8 @@ def segment(
       >>> result = segment(model, image)  # doctest: +SKIP
       >>> first, second = segment(model, [image, other])  # doctest: +SKIP
     """
-    if isinstance(images, np.ndarray) and images.ndim == 3:
-        return segment(model, [images], grow=grow, title=title)[0]
-    pictures = [check_images(image, rank=3) for image in images]
+    single = getattr(images, "ndim", 4) != 4
+    pictures = [check_images(image, rank=3) for image in ([images] if single else images)]
     results: list[Segmentation] = []
     for first in range(0, len(pictures), GROUP):
         group = pictures[first : first + GROUP]
@@ -92,7 +108,7 @@ def segment(
         results += [
             at_size_of(replace(result, seconds=seconds), image) for result, image in zip(found, group, strict=True)
         ]
-    return results
+    return results[0] if single else results
 
 
 def segment_squares(
@@ -130,35 +146,99 @@ def segment_regions(
       One result a picture; their `seconds` are equal shares of the whole.
     """
     began = time.perf_counter()
-    masks, normals = np.zeros(images.shape[:3], bool), images.copy()
-    iterations, statuses = [0] * len(images), ["normal"] * len(images)
+    nothing = Outcome(np.zeros(images.shape[1:3], bool), 0.0, 0, "normal")
+    outcomes, normals = [nothing] * len(images), images.copy()
 
     suspect = [k for k, region in enumerate(regions) if region.any()]
     plans = [plan(model, sights[k], regions[k], starts[k] if starts else None) for k in suspect]
-    for place, mask, solution in find_masks(model, plans, title=title):
-        k = suspect[place]
-        masks[k], iterations[k], statuses[k] = mask, int(solution.iterations), solution.message
+    for place, outcome in find_outcomes(model, plans, title=title):
+        outcomes[suspect[place]] = outcome
 
-    marked = [k for k, mask in enumerate(masks) if mask.any()]
-    for place, solution in find_solutions(model, [plan_estimation(model, sights[k], masks[k]) for k in marked]):
+    marked = [k for k, outcome in enumerate(outcomes) if outcome.mask.any()]
+    for place, solution in find_solutions(model, [plan_estimation(model, sights[k], outcomes[k].mask) for k in marked]):
         k = marked[place]
-        normals[k] = np.where(masks[k][..., None], denormalize(np.asarray(solution.normal)), images[k])
+        normals[k] = np.where(outcomes[k].mask[..., None], denormalize(np.asarray(solution.normal)), images[k])
 
     anomalies = (images.astype(np.float32) - normals.astype(np.float32)) / 255
     seconds = (time.perf_counter() - began) / max(len(images), 1)
     return [
         Segmentation(
-            mask=masks[k],
+            mask=outcome.mask,
             normal=normals[k],
             anomaly=anomalies[k],
             initial_mask=sight.scores > model.threshold,
             score_map=sight.scores,
-            iterations=iterations[k],
-            status=statuses[k],
+            refined_map=refine(sight.scores, outcome.mask),
+            residual=outcome.residual,
+            iterations=outcome.iterations,
+            status=outcome.status,
             seconds=seconds,
         )
-        for k, sight in enumerate(sights)
+        for k, (sight, outcome) in enumerate(zip(sights, outcomes, strict=True))
     ]
+
+
+class Outcome(NamedTuple):
+    """What the main solve of one picture has come to.
+
+    Attributes:
+      mask: cleaned, (S, S) bool.
+      residual: see `Segmentation`.
+      iterations: of the solve.
+      status: in words; "normal" where nothing was to be solved.
+    """
+
+    mask: np.ndarray
+    residual: float
+    iterations: int
+    status: str
+
+
+def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Outcome]]:
+    """Steps 4 and 5: solves, and reads the masks off a = x − n; index and outcome of each, as they finish."""
+    for index, solution in find_solutions(model, plans, title=title):
+        yield index, read_off(model, plans[index], solution)
+
+
+def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
+    """The mask of a solve, {a ≠ 0} at the β that is right for each piece of the region, cleaned, and what is left.
+
+    Args:
+      model: as fitted or tuned.
+      chosen: the plan.
+      solution: its solution.
+    """
+    sight, levels = chosen.sight, _left_maps(model, chosen, solution)
+    costs = smooth_map(sight.costs, model.size)
+    ends, factors = levels_of(chosen.start.filled, chosen.settings)
+    betas = np.asarray(factors) * float(chosen.settings.beta0)
+    found = choose_levels(chosen.region, costs, levels, betas, model.limits)
+    if model.procedure.sparsity == "levels":
+        lasting = np.asarray(solution.lasting)
+        mask = (found.level >= 0) & (lasting >= np.asarray(ends)[np.maximum(found.level, 0)])
+    else:
+        change = sight.image - np.asarray(solution.normal)
+        mask = np.linalg.norm(change, axis=-1) > model.procedure.smallest
+    mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
+    return Outcome(mask, found.residual, int(solution.iterations), solution.message)
+
+
+def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
+    """Smoothed maps of the s_ij of n at the end of each level, (K, S, S); x has the other positions."""
+    present = chosen.affected.present > 0
+    grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)
+    grid[:, chosen.affected.positions[present]] = np.asarray(solution.left)[:, present]
+    return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.size) for one in grid])
+
+
+def refine(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The refined map, (S, S) float32: evidence from features times evidence from pixels.
+
+    Args:
+      scores: smoothed score map, (S, S).
+      mask: (S, S) bool; its edge is smoothed by one pixel.
+    """
+    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
 
 
 def find_solutions(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Solution]]:
@@ -191,21 +271,30 @@ def solve_on_all(energy: Energy, cases: Iterable[Any], count: int) -> Iterator[t
     return solve_many(cases, energy, width=width, devices=devices)
 
 
-def find_masks(
-    model: Model, plans: Sequence[Plan], *, title: str | None = None
-) -> Iterator[tuple[int, np.ndarray, Solution]]:
-    """Steps 4 and 5: solves, and reads the masks off a = x − n: index, cleaned mask (S, S) bool, and solution."""
-    for index, solution in find_solutions(model, plans, title=title):
-        changed = plans[index].sight.image - np.asarray(solution.normal)
-        mask = np.linalg.norm(changed, axis=-1) > model.procedure.smallest
-        yield index, clean(mask, kind=model.procedure.cleaning), solution
+def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:
+    """A mask without what is no defect, as `Procedure.cleaning` says.
 
+    "opening" is the paper's 3 × 3 opening. "whole" removes pieces of at most `DOT` pixels and closes enclosed holes; of
+    the pieces that are left those stay whose highest score reaches `NEAR` of the highest of their piece of the region,
+    and those at a local maximum of the scores: the others are what the detector sees only because a defect is near.
 
-def clean(mask: np.ndarray, *, kind: str) -> np.ndarray:
-    """Removes dots from a mask (Algorithm 1): small connected pieces, or whatever a 3 × 3 opening takes."""
+    Args:
+      mask: (S, S) bool.
+      scores: smoothed score map, (S, S).
+      region: where n was free, (S, S) bool.
+      kind: "whole" or "opening".
+    """
     if kind == "opening":
         return ndimage.binary_opening(mask, SQUARE)
-    return remove_small_objects(mask, max_size=DOT, connectivity=2)
+    filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=DOT, connectivity=2)), bool)
+    pieces, areas = (np.asarray(label(each, connectivity=2)) for each in (filled, region))
+    around = piece_maxima(scores, areas)[piece_maxima(areas, pieces).astype(int)]
+    near = piece_maxima(scores, pieces) >= NEAR * around
+    summits = region & (scores >= ndimage.maximum_filter(scores, 2 * REACH + 1))
+    touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=2), bool)
+    touched = np.isin(np.arange(len(near)), pieces[touching])
+    stays = near | touched
+    return np.asarray(stays[pieces] & filled)
 
 
 def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
@@ -215,12 +304,17 @@ def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
         return result
     mask = resize_mask(result.mask, shape)
     normal = np.where(mask[..., None], resize_image(result.normal, shape), image)
-    scores = Image.fromarray(result.score_map.astype(np.float32)).resize(shape[::-1], Image.Resampling.BILINEAR)
     return replace(
         result,
         mask=mask,
         normal=normal,
         anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
         initial_mask=resize_mask(result.initial_mask, shape),
-        score_map=np.asarray(scores),
+        score_map=_enlarged(result.score_map, shape),
+        refined_map=_enlarged(result.refined_map, shape),
     )
+
+
+def _enlarged(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    size = shape[1], shape[0]
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))

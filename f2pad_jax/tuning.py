@@ -12,10 +12,10 @@ from f2pad_jax.fitting import refit_mixture, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, look
 from f2pad_jax.preparing import begin, find_region, plan
-from f2pad_jax.segmentation import find_masks
+from f2pad_jax.segmentation import find_outcomes
 
 COUNT = 8  # synthetic pictures that a setting is judged by; those that do not lead after half of them are dropped
-BETA0 = (2.0, 2.5, 3.0, 4.5)
+BETA0 = (2.0, 3.0, 6.0)
 ALPHA1 = (0.5, 1.0, 2.0)
 COMPONENTS = (4, 8, 16)
 LEAST = 0.005  # gain in mean IoU that is worth another setting
@@ -47,8 +47,8 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Reach:
         found = np.zeros((len(candidates), len(chosen)))
         for row, candidate in enumerate(candidates):
             plans = [plan(candidate, sight, region, start) for sight, region, start, _ in chosen]
-            for case, mask, _ in find_masks(candidate, plans, title="tune"):
-                found[row, case] = iou(mask, chosen[case][-1])
+            for case, outcome in find_outcomes(candidate, plans, title="tune"):
+                found[row, case] = iou(outcome.mask, chosen[case][-1])
         return found
 
     return reach

@@ -115,8 +115,10 @@ class Terms(NamedTuple):
     sparsity: Float[Array, ""]
 
 
-def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Terms:
-    """The terms of F(n), Eq. (12).
+def terms_and_scores(
+    normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings
+) -> tuple[Terms, Float[Array, " s"]]:
+    """The terms of F(n), Eq. (12), and the scores s_ij that l_n adds up, (S,).
 
     l_n of Eq. (5), (6) or (7) is the sum of the scores times the pixels that a position stands for.
 
@@ -128,13 +130,19 @@ def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, setti
     """
     extractor, detector, scales = energy.extractor, energy.detector, problem.scales
     maps = tuple(m[0] for m in extractor(normal[None]))
-    scores = jnp.sum(detector.local_scores(problem.local, maps) * problem.present)
-    return Terms(
-        feature=scores * extractor.strides[detector.level] ** 2 / scales.score,
+    scores = detector.local_scores(problem.local, maps)
+    parts = Terms(
+        feature=jnp.sum(scores * problem.present) * extractor.strides[detector.level] ** 2 / scales.score,
         pixel=settings.alpha1 * pixel_prior(normal, energy.mixture) / scales.pixel,
         variation=settings.alpha2 * total_variation(normal) / scales.variation,
         sparsity=sparsity(normal, energy, problem, settings),
     )
+    return parts, scores
+
+
+def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Terms:
+    """The terms of F(n); arguments as for `terms_and_scores`."""
+    return terms_and_scores(normal, energy, problem, settings)[0]
 
 
 def sparsity(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Float[Array, ""]:

@@ -8,17 +8,16 @@ Number = float  # or a scalar array, where one is swept or traced
 class Settings(struct.PyTreeNode, kw_only=True):
     """Numbers that the solver takes: a pytree whose numbers are traced, so that they may be swept under `vmap`.
 
-    The booleans are static: each combination compiles a step of its own. `docs/design` tells how each default was
-    found.
+    The booleans and `levels` are static: each combination compiles a step of its own.
 
     Attributes:
       alpha1: α1 of Eq. (12), weight of the pixel prior; one is "as much as a normal picture has".
       alpha2: α2 of Eq. (12), weight of the total variation, in the same unit.
       beta0: β0, weight of sparsity. An anomaly of norm t (normalised colour) survives where the gradient of the
         other terms exceeds about β0/t. `Problem.sparsity` multiplies it place by place.
-      first_beta: β with which sparsity sets in where that is less than the final one; it rises to that by equal
-        factors.
-      ramp: iterations in which β rises; 0 for a constant β, as in the paper.
+      first_beta: β with which sparsity sets in. It rises to β0 by equal factors, `hold` iterations before the limit;
+        where it is no less than β0, β is constant, as in the paper.
+      hold: iterations at the end in which β is β0.
       rate: base step size, in normalised colour.
       rise: factor by which the step size has risen `solver.RISING` iterations after sparsity set in. A proximal step
         sets all of a to zero that is small beside the step size, so it must be small while anomalies are still
@@ -29,6 +28,7 @@ class Settings(struct.PyTreeNode, kw_only=True):
       limit: most iterations, at least one.
       tolerance: fall of F per pixel of the region that counts as progress.
       patience: iterations without progress after which to stop.
+      levels: in how many equal parts the iterations with sparsity are divided for `Solution.left`; static.
       proximal: whether β·l_a is taken by its exact proximal map, which yields exact zeros; else it is a part of the
         gradient, as in the paper. Static.
       adaptive: whether step sizes are those of Eq. (15), else constant. Static.
@@ -42,9 +42,9 @@ class Settings(struct.PyTreeNode, kw_only=True):
 
     alpha1: Number = 1.0
     alpha2: Number = 0.3
-    beta0: Number = 3.0
+    beta0: Number = 4.0
     first_beta: Number = 0.3
-    ramp: int = 0
+    hold: int = 6
     rate: Number = 0.12
     rise: Number = 4.0
     clip: Number = 25.0
@@ -53,6 +53,7 @@ class Settings(struct.PyTreeNode, kw_only=True):
     limit: int = 60
     tolerance: Number = 1e-4
     patience: int = 20
+    levels: int = struct.field(pytree_node=False, default=10)
     proximal: bool = struct.field(pytree_node=False, default=True)
     adaptive: bool = struct.field(pytree_node=False, default=False)
     share_gradient: bool = struct.field(pytree_node=False, default=False)

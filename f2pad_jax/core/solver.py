@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
 from f2pad_jax.core.adan import adan_denominator, adan_direction, scale_by_adan
 from f2pad_jax.core.descent import CLIMB, Descent, descend, total, undescended, where
-from f2pad_jax.core.energy import Energy, Problem, Terms, sparsity, terms
+from f2pad_jax.core.energy import Energy, Problem, Terms, sparsity, terms_and_scores
 from f2pad_jax.core.penalty import pixel_norm, shrink
 from f2pad_jax.core.pixels import project
 from f2pad_jax.core.settings import Settings
@@ -46,7 +47,8 @@ class State(struct.PyTreeNode, kw_only=True):
       normal: n, (H, W, 3), whose F is not known yet.
       moments: of the optimiser.
       descent: the best n so far.
-      melting: the largest β of the ramp at which a pixel still differed from x, (H, W); zero where it never did.
+      lasting: the last iteration, from 1, after which a pixel differed from x, (H, W) int32; zero where none did.
+      left: the scores s_ij of n at the end of each level, (K, S); see `levels_of`.
       best: F when it last fell by the tolerance, () float32.
       stale: iterations since then, () int32.
       iterations: steps taken, () int32.
@@ -56,7 +58,8 @@ class State(struct.PyTreeNode, kw_only=True):
     normal: Float[Array, "h w 3"]
     moments: Any
     descent: Descent
-    melting: Float[Array, "h w"]
+    lasting: Int[Array, "h w"]
+    left: Float[Array, "k s"]
     best: Float[Array, ""]
     stale: Int[Array, ""]
     iterations: Int[Array, ""]
@@ -80,8 +83,10 @@ class Solution(struct.PyTreeNode, kw_only=True):
 
     Attributes:
       normal: n*, (H, W, 3), the best n of the sparse phase.
-      status: one of `Status`, () int32; DIVERGED where no step lowered F.
-      melting: (H, W), the β at which a pixel last differed from x while β rose to its final value.
+      status: one of `Status`, () int32; DIVERGED where no step lowered F, and n* is the n at which sparsity set in.
+      lasting: the last iteration, from 1, after which a pixel differed from x, (H, W) int32: while β rises, what is
+        anomalous at the β of any iteration.
+      left: the scores s_ij of n at the end of each of the levels of `levels_of`, (K, S).
       iterations: () int32.
       loss: F(n*); of a solve without sparsity that of the n before the last step.
       terms: its terms.
@@ -89,7 +94,8 @@ class Solution(struct.PyTreeNode, kw_only=True):
 
     normal: Float[Array, "*lanes h w 3"]
     status: Int[Array, "*lanes"]
-    melting: Float[Array, "*lanes h w"]
+    lasting: Int[Array, "*lanes h w"]
+    left: Float[Array, "*lanes k s"]
     iterations: Int[Array, "*lanes"]
     loss: Float[Array, "*lanes"]
     terms: Terms
@@ -128,7 +134,8 @@ def init(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, setting
         normal=start,
         moments=moments,
         descent=undescended(start, moments),
-        melting=jnp.zeros(problem.region.shape),
+        lasting=jnp.zeros(problem.region.shape, jnp.int32),
+        left=jnp.zeros((settings.levels, len(problem.present))),
         best=jnp.float32(jnp.inf),
         stale=zero,
         iterations=zero,
@@ -148,16 +155,16 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
       problem: this picture.
       settings: numbers of the solver.
     """
-    since = state.iterations - jnp.where(problem.filled, 0, settings.warm_up)
+    since = state.iterations - _warm_up(problem.filled, settings)
     beta = sparsity_at(since, problem, settings)
     present, unit = problem.replace(sparsity=beta), settings.replace(beta0=1.0)
 
-    def loss(normal: Array) -> tuple[Array, Terms]:
-        parts = terms(normal, energy, present, unit)
+    def loss(normal: Array) -> tuple[Array, tuple[Terms, Array]]:
+        parts, scores = terms_and_scores(normal, energy, present, unit)
         smooth = parts.feature + parts.pixel + parts.variation
-        return smooth if settings.proximal else smooth + parts.sparsity, parts
+        return smooth if settings.proximal else smooth + parts.sparsity, (parts, scores)
 
-    (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
+    (_, (parts, scores)), gradient = jax.value_and_grad(loss, has_aux=True)(state.normal)
     # Adan's long memory would go on pushing pixels away from x: it starts afresh when sparsity sets in.
     transform = optimiser(problem, settings)
     remembered = where(since == 0, transform.init(state.normal), state.moments)
@@ -183,7 +190,8 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     normal = project(normal, problem.image, problem.region)
     value = total(parts)
     # F changes its meaning while β rises, so progress is counted from there.
-    settled = since >= settings.ramp
+    constant = settings.first_beta >= settings.beta0
+    settled = (since >= 0) & (constant | (since >= _rising(problem.filled, settings)))
     improved = value < state.best - settings.tolerance * pixels
     stale = jnp.where(settled & ~improved, state.stale + 1, 0).astype(jnp.int32)
     # Products of vectors, because XLA then writes the gradient once; a reduction would be one more of the uses that
@@ -198,7 +206,8 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
         normal=jnp.where(finite, normal, state.normal),
         moments=moments,
         descent=where(finite, descent, state.descent),
-        melting=jnp.where((pixel_norm(problem.image - normal) > 0) & finite, beta, state.melting),
+        lasting=jnp.where((pixel_norm(problem.image - normal) > 0) & finite, iterations, state.lasting),
+        left=_kept_scores(state.left, scores, since, problem, settings),
         best=jnp.where(settled, jnp.where(improved, value, state.best), jnp.inf),
         stale=stale,
         iterations=iterations,
@@ -207,13 +216,48 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     return state, Info(value, parts)
 
 
-def sparsity_at(since: Array, problem: Problem, settings: Settings) -> Float[Array, "h w"]:
+def _warm_up(filled: ArrayLike, settings: Settings) -> Array:
+    return jnp.where(filled, 0, settings.warm_up)
+
+
+def _rising(filled: ArrayLike, settings: Settings) -> Array:
+    """Iterations in which β rises, at least one."""
+    return jnp.maximum(settings.limit - _warm_up(filled, settings) - settings.hold, 1)
+
+
+def sparsity_at(since: Array | int, problem: Problem, settings: Settings) -> Float[Array, "h w"]:
     """β of every pixel, so many iterations after sparsity set in; zero before, and rising to β0 · `sparsity`."""
     final = settings.beta0 * problem.sparsity
     low = jnp.minimum(settings.first_beta, final)
-    risen = jnp.clip((since + 1) / jnp.maximum(settings.ramp + 1, 1), 0.0, 1.0)
+    risen = jnp.clip(since / _rising(problem.filled, settings), 0.0, 1.0)
     beta = low * (final / jnp.where(low > 0, low, 1.0)) ** risen
     return jnp.where((since >= 0) & (low > 0), jnp.where(risen < 1, beta, final), 0.0)
+
+
+def levels_of(filled: ArrayLike, settings: Settings) -> tuple[Int[Array, " k"], Float[Array, " k"]]:
+    """The levels of a solve: the iteration, from 1, with which each ends, (K,), and the factor of β then, (K,).
+
+    The factor is β over its final value where `Problem.sparsity` is one.
+
+    Args:
+      filled: whether n⁽⁰⁾ is a fill, as in `Problem`.
+      settings: limit, warm-up, hold, β and the number of levels count.
+    """
+    warm_up = _warm_up(filled, settings)
+    span = settings.limit - warm_up
+    ends = warm_up + -(-(jnp.arange(settings.levels) + 1) * span // settings.levels)
+    risen = jnp.clip((ends - 1 - warm_up) / _rising(filled, settings), 0.0, 1.0)
+    low = jnp.minimum(settings.first_beta / settings.beta0, 1.0)
+    return ends, low ** (1 - risen)
+
+
+def _kept_scores(left: Array, scores: Array, since: Array, problem: Problem, settings: Settings) -> Array:
+    """`State.left` with the scores of this step's n in the level that it belongs to."""
+    if not settings.levels:
+        return left
+    span = jnp.maximum(settings.limit - _warm_up(problem.filled, settings), 1)
+    level = jnp.clip(since * settings.levels // span, 0, settings.levels - 1)
+    return left.at[level].set(scores)
 
 
 def _step_size(anomaly: Array, since: Array, settings: Settings) -> Array:
@@ -281,10 +325,11 @@ def solution(state: State, info: Info) -> Solution:
     sparse = jnp.any(jnp.stack(best.terms) != 0)
     lost = sparse & ~best.descended & (state.status != Status.NON_FINITE)
     return Solution(
-        normal=jnp.where(best.descended, best.normal, state.normal),
+        normal=jnp.where(sparse, best.normal, state.normal),
         status=jnp.where(lost, Status.DIVERGED, state.status).astype(jnp.int32),
-        melting=state.melting,
+        lasting=state.lasting,
+        left=state.left,
         iterations=state.iterations,
-        loss=jnp.where(best.descended, total(best.terms), info.loss),
-        terms=where(best.descended, best.terms, info.terms),
+        loss=jnp.where(sparse, total(best.terms), info.loss),
+        terms=where(sparse, best.terms, info.terms),
     )

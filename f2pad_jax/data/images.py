@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
@@ -15,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from f2pad_jax.errors import InputError
+from f2pad_jax.output import write_bytes
 
 MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb: a quarter of a GiB as RGB
 
@@ -110,6 +112,17 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
         raise InputError(f"cannot be written ({error.strerror})", where=path) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tiff(path: str | os.PathLike[str], values: np.ndarray) -> None:
+    """Writes a map (H, W) as a float32 TIFF, under a temporary name that is renamed.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    buffer = io.BytesIO()
+    Image.fromarray(values.astype(np.float32)).save(buffer, format="TIFF")
+    write_bytes(path, buffer.getvalue())
 
 
 def check_images(images: object, *, rank: int) -> np.ndarray:

@@ -74,4 +74,4 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
         began, problem, settings = build(candidate, plan(candidate, sight, region, start))
         solutions[way], losses[way] = descend(began, model.energy, problem, settings)
     plain = np.linalg.norm(sight.image - np.asarray(solutions["plain"].normal), axis=-1) > procedure.smallest
-    return Curves(clean(plain, kind=procedure.cleaning), losses)
+    return Curves(clean(plain, sight.scores, region, kind=procedure.cleaning), losses)

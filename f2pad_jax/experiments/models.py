@@ -115,8 +115,7 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
         model = tune(model, seed=made.seed, oracle=oracle)
     seconds = {"fit_seconds": fitted - began, "tune_seconds": time.perf_counter() - fitted}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    chosen = {"tuned_on": model.tuned_on, "threshold": model.threshold, "region_threshold": model.region_threshold}
-    write_json(path, {"settings": plain_settings(model), **chosen, **seconds})
+    write_json(path, {"settings": plain_settings(model), "tuned_on": model.tuned_on, **seconds})
     return model, seconds
 
 

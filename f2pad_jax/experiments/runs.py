@@ -32,7 +32,7 @@ from f2pad_jax.experiments.variants import CURVES, FULL, Outcome, change, shares
 from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_bytes, write_json
-from f2pad_jax.segmentation import Segmentation
+from f2pad_jax.segmentation import Segmentation, refine
 
 CHUNK = 8  # pictures that are solved together; an interruption loses no more
 FEW = 3  # pictures of the variant "curves"
@@ -240,6 +240,7 @@ def _save(folder: Path, index: int, unit: Unit, outcome: Outcome, category: Cate
         "image": category.names[index],
         "iterations": int(result.iterations),
         "status": result.status,
+        "residual": round(float(result.residual), 4),
         "covered": round(float(region[truth].mean()), 4) if truth.any() else 1.0,
         "seconds": round(float(result.seconds), 3),
     }
@@ -255,12 +256,15 @@ def _load(folder: Path, unit: Unit, out: Path, facts: dict[str, Any], index: int
     with np.load(scored / f"{stem}_scores.npz") as file:
         scores = file["scores"]
     normal = read_image(folder / f"{stem}_normal.png")
+    mask = read_mask(folder / f"{stem}_mask.png")
     result = Segmentation(
-        mask=read_mask(folder / f"{stem}_mask.png"),
+        mask=mask,
         normal=normal,
         anomaly=(category.images[index].astype(np.float32) - normal.astype(np.float32)) / 255,
         initial_mask=scores > record.get("threshold", facts["threshold"]),  # its own, of a rule for single pictures
         score_map=scores,
+        refined_map=refine(scores, mask),
+        residual=record["residual"],
         iterations=record["iterations"],
         status=record["status"],
         seconds=record["seconds"],

@@ -26,7 +26,7 @@ from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
 from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
 from f2pad_jax.preparing import find_region, plan
-from f2pad_jax.segmentation import Segmentation, clean, find_solutions, segment_regions
+from f2pad_jax.segmentation import Segmentation, clean, find_solutions, refine, segment_regions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, PAPER, BEST = "full", "curves", "growth", "paper", "f1"
@@ -175,11 +175,13 @@ def by_difference(
         mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
         results.append(
             Segmentation(
-                mask=clean(mask, kind=model.procedure.cleaning) if solve else mask,
+                mask=clean(mask, sight.scores, region, kind=model.procedure.cleaning) if solve else mask,
                 normal=normal,
                 anomaly=anomaly,
                 initial_mask=sight.scores > model.threshold,
                 score_map=sight.scores,
+                refined_map=refine(sight.scores, mask),
+                residual=0.0,
                 iterations=iterations[k],
                 status="difference" if k in recovered else "normal",
                 seconds=0.0,
@@ -211,7 +213,7 @@ def _solve(model: Model, variant: str, images: np.ndarray, sights: Sequence[Sigh
 
 
 def _at(model: Model, threshold: float) -> Model:
-    return replace(model, threshold=threshold, region_threshold=threshold)
+    return replace(model, procedure=replace(model.procedure, threshold=threshold, region="threshold"))
 
 
 def _changed(own: Any, asked: dict[str, str]) -> Any:

@@ -1,0 +1,115 @@
+"""What normal pictures tell: thresholds for a rate of false alarms, and how much sparsity a picture can pay for.
+
+No anomaly is looked at. The highest score of each normal picture that the detector has not seen is its peak; peaks are
+taken as log-normal, by their median and median absolute deviation, so that no single picture decides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.stats import median_abs_deviation, norm
+from skimage.measure import label
+
+PIXELS = 0.005  # share of normal pixels that the region's lower limit lets through
+SPREAD, WEIGHT = 0.25, 4  # spread of log peaks before any is seen, and the number of pictures that it counts for
+GAIN, POWER = 0.4, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
+UNEXPLAINED = 0.25  # share of a piece's own peak that may be left in n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What smoothed maps of unseen normal pictures reach.
+
+    Attributes:
+      peak: median of the pictures' highest scores.
+      spread: standard deviation of their logarithms.
+      pixel: score that a share of `PIXELS` of all their pixels exceeds.
+      cost: median of the pictures' highest s_ij.
+    """
+
+    peak: float
+    spread: float
+    pixel: float
+    cost: float
+
+    def threshold(self, false_alarms: float) -> float:
+        """The score that the peaks of a share of normal pictures exceed, `false_alarms` in (0, 1)."""
+        return self.peak * float(np.exp(norm.isf(false_alarms) * self.spread))
+
+
+def limits_of(scores: np.ndarray, costs: np.ndarray) -> Limits:
+    """The limits by normal pictures that the detector has not seen.
+
+    Args:
+      scores: smoothed score maps, (N, S, S), N ≥ 1.
+      costs: smoothed maps of the summands s_ij of l_n, (N, S, S).
+    """
+    peaks = np.log(np.maximum(scores.max(axis=(1, 2)), 1e-12))
+    own = float(median_abs_deviation(peaks)) / float(norm.ppf(0.75))
+    # The deviation of few pictures says little: it is averaged with what is usual.
+    spread = np.sqrt((len(peaks) * own**2 + WEIGHT * SPREAD**2) / (len(peaks) + WEIGHT))
+    return Limits(
+        peak=float(np.exp(np.median(peaks))),
+        spread=float(spread),
+        pixel=float(np.quantile(scores, 1 - PIXELS)),
+        cost=float(np.median(costs.max(axis=(1, 2)))),
+    )
+
+
+class Levels(NamedTuple):
+    """The level of a rising solve that is right for each piece of the region.
+
+    Attributes:
+      level: index of the level, (S, S) int; −1 outside the region.
+      residual: the most that is left in n at these levels, over what may be left; up to 1 n is explained.
+    """
+
+    level: np.ndarray
+    residual: float
+
+
+def choose_levels(region: np.ndarray, costs: np.ndarray, left: np.ndarray, betas: np.ndarray, limits: Limits) -> Levels:
+    """For each connected piece of the region the largest β that it can pay for and whose n is normal.
+
+    The pull of l_n on a pixel grows with the excess of its s_ij, so what stands out by a factor r can pay for a β that
+    grows with r^POWER: a faint scratch for little, a pasted colour for much, which leaves nothing else marked. Of the
+    levels up to that, the highest is taken whose n has lost its anomaly: the s_ij left there are those of a usual
+    normal picture, or no more than a share of `UNEXPLAINED` of what they were. This is the discrepancy principle of
+    inverse problems, piece by piece; no truth and no number of the part enters.
+
+    Args:
+      region: (S, S) bool.
+      costs: smoothed s_ij of x, (S, S).
+      left: of n at the end of each level, (K, S, S).
+      betas: β at the end of each level, rising, (K,).
+      limits: of normal pictures.
+    """
+    pieces = np.asarray(label(region, connectivity=2))
+    peaks = piece_maxima(costs, pieces)[1:]
+    lasts = np.stack([piece_maxima(values, pieces)[1:] for values in left])
+    ratios = lasts / np.maximum(limits.cost, UNEXPLAINED * peaks)  # (K, pieces)
+    affordable = np.clip(GAIN * (peaks / limits.cost) ** POWER, betas[0], betas[-1])
+    chosen = np.full(len(peaks) + 1, -1)
+    residual = 0.0
+    for k in range(len(peaks)):
+        errors = np.abs(np.log(betas / affordable[k]))
+        top = len(betas) - 1 - int(errors[::-1].argmin())  # the last of equals
+        explained = np.flatnonzero(ratios[: top + 1, k] <= 1)
+        chosen[k + 1] = explained[-1] if len(explained) else ratios[: top + 1, k].argmin()
+        residual = max(residual, float(ratios[chosen[k + 1], k]))
+    return Levels(chosen[pieces], residual)
+
+
+def piece_maxima(values: np.ndarray, pieces: np.ndarray) -> np.ndarray:
+    """The highest value in each numbered piece, and outside of all of them first: (1 + the largest number,) float.
+
+    Args:
+      values: (S, S).
+      pieces: numbers of pieces, zero outside, (S, S) int.
+    """
+    highest = np.full(int(pieces.max()) + 1, -np.inf)
+    np.maximum.at(highest, pieces.ravel(), values.ravel())
+    return highest
