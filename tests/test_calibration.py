@@ -1,0 +1,117 @@
+"""Thresholds from normal pictures, and the level of a rising solve that each piece of a region gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from f2pad_jax.calibration import GAIN, SPREAD, UNEXPLAINED, WEIGHT, Limits, choose_levels, limits_of, piece_maxima
+from f2pad_jax.segmentation import NEAR, clean, refine
+
+SIDE = 40
+BETAS = np.geomspace(0.3, 4.0, 10)
+LIMITS = Limits(peak=10.0, spread=0.2, pixel=8.0, cost=10.0)
+
+
+def _maps(peaks: np.ndarray) -> np.ndarray:
+    maps = np.full((len(peaks), 8, 8), 1.0)
+    maps[:, 4, 4] = peaks
+    return maps
+
+
+def test_false_alarms_come_out_as_asked_for() -> None:
+    """Peaks that are log-normal exceed the threshold as often as was asked for."""
+    rng = np.random.default_rng(0)
+    limits = limits_of(_maps(np.exp(rng.normal(3.0, 0.4, 4000))), _maps(np.ones(4000)))
+    fresh = np.exp(rng.normal(3.0, 0.4, 100_000))
+    for asked in (0.1, 0.01):
+        assert np.mean(fresh > limits.threshold(asked)) == pytest.approx(asked, rel=0.25)
+
+
+def test_no_single_picture_decides() -> None:
+    peaks = np.linspace(18, 30, 24)
+    calm, wild = (limits_of(_maps(np.append(peaks, last)), _maps(peaks[:1])) for last in (31.0, 193.0))
+    assert wild.threshold(0.01) == pytest.approx(calm.threshold(0.01), rel=1e-6)
+
+
+def test_few_pictures_fall_back_on_the_usual_spread() -> None:
+    limits = limits_of(_maps(np.array([20.0])), _maps(np.array([7.0])))
+    assert limits.peak == pytest.approx(20.0)
+    assert limits.cost == 7.0
+    assert limits.spread == pytest.approx(SPREAD * np.sqrt(WEIGHT / (WEIGHT + 1)))
+    assert limits.threshold(0.01) == pytest.approx(20 * np.exp(norm.isf(0.01) * limits.spread))
+
+
+def test_the_pixel_limit_is_a_quantile() -> None:
+    scores = np.random.default_rng(0).uniform(size=(5, 30, 30))
+    assert limits_of(scores, scores).pixel == pytest.approx(np.quantile(scores, 0.995))
+
+
+def _two_pieces() -> tuple[np.ndarray, np.ndarray]:
+    region = np.zeros((SIDE, SIDE), bool)
+    region[5:15, 5:15] = region[25:35, 25:35] = True
+    costs = np.ones((SIDE, SIDE))
+    costs[10, 10], costs[30, 30] = 15.0, 100.0
+    return region, costs
+
+
+def test_pieces_pay_for_sparsity_by_how_far_they_stand_out() -> None:
+    region, costs = _two_pieces()
+    calm = np.ones((len(BETAS), SIDE, SIDE))
+    levels = choose_levels(region, costs, calm, BETAS, LIMITS)
+    affordable = GAIN * 1.5**2
+    assert BETAS[levels.level[10, 10]] == pytest.approx(affordable, rel=0.16)  # the nearest of the levels
+    assert levels.level[30, 30] == len(BETAS) - 1
+    assert (levels.level[~region] == -1).all()
+    assert levels.residual == pytest.approx(1 / 10)
+
+
+def test_a_level_that_leaves_the_anomaly_in_n_is_not_taken() -> None:
+    region, costs = _two_pieces()
+    left = np.ones((len(BETAS), SIDE, SIDE))
+    left[6:, 30, 30] = UNEXPLAINED * 100 * 1.01
+    assert choose_levels(region, costs, left, BETAS, LIMITS).level[30, 30] == 5
+    left[:, 30, 30] = np.linspace(90, 60, len(BETAS))  # nothing explains it: the level that leaves least
+    levels = choose_levels(region, costs, left, BETAS, LIMITS)
+    assert levels.level[30, 30] == len(BETAS) - 1
+    assert levels.residual == pytest.approx(60 / (UNEXPLAINED * 100))
+
+
+def test_piece_maxima_are_those_of_a_loop() -> None:
+    rng = np.random.default_rng(0)
+    values, pieces = rng.normal(size=(20, 20)), rng.integers(0, 5, (20, 20))
+    np.testing.assert_array_equal(piece_maxima(values, pieces), [values[pieces == k].max() for k in range(5)])
+
+
+def test_whole_masks() -> None:
+    """Dots go, holes close, and of the pieces those stay where the detector peaks."""
+    scores, region = np.ones((SIDE, SIDE)), np.ones((SIDE, SIDE), bool)
+    mask = np.zeros((SIDE, SIDE), bool)
+    mask[5:12, 5:12], mask[8, 8] = True, False  # a ring, at the highest score
+    scores[8, 8] = 10.0
+    mask[20:25, 20:25] = True  # near enough in score
+    scores[22, 22] = 10.0 * NEAR * 1.01
+    mask[5:10, 25:30] = True  # neither high nor a summit: only beside a slope
+    scores[5:10, 25:30] = np.linspace(2, 1, 5)
+    scores[7, 24] = 3.0
+    scores[7, 20:24] = np.linspace(5, 3.5, 4)
+    mask[35:37, 35:37] = True  # a dot
+    cleaned = clean(mask, scores, region, kind="whole")
+    wanted = np.zeros_like(mask)
+    wanted[5:12, 5:12] = wanted[20:25, 20:25] = True
+    np.testing.assert_array_equal(cleaned, wanted)
+    assert not clean(np.zeros_like(mask), scores, region, kind="whole").any()
+    opened = clean(mask, scores, region, kind="opening")
+    assert not opened[35:37, 35:37].any()
+    assert opened[7, 27]
+
+
+def test_the_refined_map_ranks_the_mask_first() -> None:
+    scores, mask = np.full((SIDE, SIDE), 3.0, np.float32), np.zeros((SIDE, SIDE), bool)
+    mask[10:20, 10:20] = True
+    refined = refine(scores, mask)
+    assert refined.dtype == np.float32
+    assert refined[15, 15] == pytest.approx(6.0, rel=1e-3)
+    assert refined[30, 30] == pytest.approx(3.0)
+    assert refined[mask].min() > refined[~mask].max()
