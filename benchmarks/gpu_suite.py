@@ -1,7 +1,7 @@
 """Everything that is claimed of an accelerator: `run.py gpu_suite --weights FILE --images 64 --json FILE`.
 
 ResNet-18 with PatchCore on crops of brick; without an accelerator it runs as well, to test it. "steps" are those of
-`step_ratio`, in several batches and precisions. "jobs" is all that `segmentation.find_masks` does (weights of (14),
+`step_ratio`, in several batches and precisions. "jobs" is all that `segmentation.find_outcomes` does (weights of (14),
 candidates, solve, mask and its cleaning) with as many lanes on the device as it says, under the library's stop rule
 and the paper's. Its pictures are given with their regions, n⁽⁰⁾ = x and a smooth fill, and are repeated where there
 are more lanes. "torch" is the paper's loop in eager PyTorch on the same device, one of a few pictures after another.
@@ -69,7 +69,8 @@ def job(model: Model, pairs: list[tuple[Plan, np.ndarray]], options: Options, la
     if rule == "paper":
         # The paper itself stops at the first iteration that brings too little; `paper_settings` waits for ten.
         paper, _ = paper_settings()
-        settings = settings.replace(tolerance=paper.tolerance, patience=1, limit=paper.limit)
+        settings = settings.replace(tolerance=paper.tolerance, patience=1, limit=paper.limit, first_beta=settings.beta0)
+        model = replace(model, procedure=replace(model.procedure, sparsity="constant"))
     settings = settings.replace(limit=options.limit or settings.limit)
     repeated = [pairs[k % len(pairs)] for k in range(max(lanes, len(pairs)))]
     plans = [chosen._replace(settings=settings) for chosen, _ in repeated]

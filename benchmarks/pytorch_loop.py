@@ -32,7 +32,7 @@ from f2pad_jax import Model
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 from f2pad_jax.preparing import Plan
-from f2pad_jax.segmentation import find_masks
+from f2pad_jax.segmentation import find_solutions, read_off
 
 EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"), ("brick", "gravel")
 PASSES = 3  # of ours, after the one that compiles
@@ -53,8 +53,8 @@ def one_pass(model: Model, plans: list[Plan]) -> tuple[float, list[Solved]]:
     """The whole job of all pictures: seconds, and what came of each."""
     began = time.perf_counter()
     solved = {
-        index: (mask, int(solution.iterations), float(solution.loss))
-        for index, mask, solution in find_masks(model, plans)
+        index: (read_off(model, plans[index], solution).mask, int(solution.iterations), float(solution.loss))
+        for index, solution in find_solutions(model, plans)
     }
     return time.perf_counter() - began, [solved[index] for index in range(len(plans))]
 

@@ -80,13 +80,18 @@ def test_thresholds_are_those_of_their_rules(model: Model, category: sets.Catego
     assert loose.threshold < strict.threshold
     best = variants.change(model, "f1", category)
     maps = score_maps(model, category.images)
-    assert best.threshold == best.region_threshold == f1max(maps, category.masks)[1]
+    assert best.threshold == f1max(maps, category.masks)[1]
+    for scores in maps:
+        np.testing.assert_array_equal(
+            find_region(best, scores), ndimage.binary_dilation(scores > best.threshold, iterations=4)
+        )
     outcomes = list(variants.solve_variant(variants.change(model, "otsu", category), "otsu", category.images))
     for outcome, scores in zip(outcomes, maps, strict=True):
         threshold = threshold_otsu(scores)
         assert outcome.extra["threshold"] == pytest.approx(threshold)
         np.testing.assert_array_equal(outcome.result.initial_mask, scores > threshold)
-        np.testing.assert_array_equal(outcome.region, find_region(replace(model, region_threshold=threshold), scores))
+        procedure = replace(model.procedure, threshold=threshold, region="threshold")
+        np.testing.assert_array_equal(outcome.region, find_region(replace(model, procedure=procedure), scores))
         assert not outcome.result.mask[~outcome.region].any()
 
 
@@ -127,7 +132,7 @@ def test_sensitivity_changes_one_setting_at_a_time(out: Path, model: Model) -> N
     assert len(table) == len(variants.SENSITIVITY) + len(variants.FACTORS)
     bold = [(row[0], row[1]) for row in table if "**" in row[1]]
     assert [symbol for symbol, _ in bold] == list(studies.SYMBOLS.values())
-    assert [value for _, value in bold] == ["**× 1**", "**× 1**", "**4**", "**0**", "**0**"]
+    assert [value for _, value in bold] == ["**× 1**", "**× 1**", "**4**", "**0.01**", "**0**"]
     assert len({row[2] for row in table if row[0] == "β0"}) > 1  # the setting has an effect
 
 
@@ -251,7 +256,8 @@ def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: py
     assert run["f2pad"]["iou"] == pytest.approx(np.mean(bent), abs=0.01)  # the good picture does not count
     (row,) = rows(tmp_path / "out", "real")
     assert row[2] == "2 / 1"
-    assert row[3:6] == [f"{run['backbone'][key]:.1f}" for key in ("aupro", "pixel_auroc", "f1max")]
+    measures = ("aupro", "pixel_auroc", "f1max")
+    assert row[3:6] == [f"{run['backbone'][key]:.1f} → {run['f2pad'][key]:.1f}" for key in measures]
     assert row[6].startswith(f"{run['backbone_oracle']['iou']:.1f} / ")
     assert main(["experiment", "table1", *asked]) == 2  # cut-paste sets go to another folder
     assert "another dataset" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from f2pad_jax.core import Energy, Problem, Settings, Solution, Status, init, ob
 from f2pad_jax.core.solver import no_info, solution
 from f2pad_jax.model import Model, Sight
 from f2pad_jax.preparing import begin, build, plan
-from f2pad_jax.segmentation import clean
+from f2pad_jax.segmentation import read_off
 
 _step = jax.jit(step)
 
@@ -56,7 +56,7 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
     """Solves a picture in three ways.
 
     Args:
-      model: as fitted or tuned.
+      model: as fitted or tuned, with a constant β.
       sight: the picture.
       region: where n is free, (S, S) bool.
     """
@@ -64,14 +64,15 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
         return Curves(np.zeros_like(region), {})
     start, procedure = begin(model, sight.image, region), model.procedure
     ways = {"shared": (True, False), "gradient": (True, True), "plain": (False, False)}
-    solutions, losses = {}, {}
+    masks, losses = {}, {}
     for way, (length, gradient) in ways.items():
         candidate = replace(
             model,
             procedure=replace(procedure, sharing=length),
             settings=model.settings.replace(share_gradient=gradient),
         )
-        began, problem, settings = build(candidate, plan(candidate, sight, region, start))
-        solutions[way], losses[way] = descend(began, model.energy, problem, settings)
-    plain = np.linalg.norm(sight.image - np.asarray(solutions["plain"].normal), axis=-1) > procedure.smallest
-    return Curves(clean(plain, sight.scores, region, kind=procedure.cleaning), losses)
+        chosen = plan(candidate, sight, region, start)
+        began, problem, settings = build(candidate, chosen)
+        solved, losses[way] = descend(began, model.energy, problem, settings)
+        masks[way] = read_off(candidate, chosen, solved).mask
+    return Curves(masks["plain"], losses)

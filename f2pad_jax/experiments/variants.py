@@ -1,8 +1,8 @@
 """Ways to segment that experiments compare; a new one is a name, and mostly nothing else.
 
 A variant is "full", one of the special names below, or changes of the full method joined by commas, such as
-"tolerance=x10,patience=10". What `Settings` and `Procedure` have is changed in the fitted model ("x10" makes a number
-ten times as large), "quantile=…" sets both thresholds, and everything else asks for another fit: "seed=…",
+"rate=x2,limit=30". What `Settings` and `Procedure` have is changed in the fitted model ("x2" makes a number
+twice as large), "quantile=…" sets both thresholds, and everything else asks for another fit: "seed=…",
 "tuning=…", "precision=…" of the extractor, or an option of the detector's own fit, such as "rank=16".
 """
 
@@ -31,11 +31,12 @@ from f2pad_jax.segmentation import Segmentation, clean, find_solutions, refine, 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, PAPER, BEST = "full", "curves", "growth", "paper", "f1"
 PRESETS = {
+    CURVES: "sparsity=constant",  # while β rises, F changes its meaning
     "no-pixel-prior": "alpha1=0",
     "no-sparsity": "beta0=0",
     "no-sharing": "sharing=False,share_gradient=False",
 }
-ABLATIONS = ("initialisation", *PRESETS)
+ABLATIONS = ("initialisation", "no-pixel-prior", "no-sparsity", "no-sharing")
 OWN_RULES: dict[str, Callable[[np.ndarray], Any]] = {  # threshold of both masks, from one picture's scores
     "otsu": threshold_otsu,
     "triangle": threshold_triangle,
@@ -45,19 +46,20 @@ FACTORS: dict[str, tuple[str, ...]] = {  # one is changed at a time
     "alpha1": ("x0.333", "x3"),
     "beta0": ("x0.5", "x2"),
     "dilation": ("2", "8"),
-    "smallest": ("0.05", "0.1", "0.2"),
+    "false_alarms": ("0.001", "0.05"),
     "seed": ("1", "2"),
 }
 SENSITIVITY = tuple(f"{name}={value}" for name, values in FACTORS.items() for value in values)
 TUNINGS = ("tuning=synthetic", "tuning=default", "tuning=oracle")
 CHOICES = {
-    "proximal=False,smallest=0.45": "penalty in the gradient, ‖a‖ > 0.45",
+    "sparsity=constant": "β0 for all pixels",
+    "sparsity=constant,proximal=False,smallest=0.45": "β0 for all, penalty in the gradient, ‖a‖ > 0.45",
+    "region=threshold": "region above the threshold",
     "adaptive=True,rate=0.03": "step sizes of Eq. (15)",
     "warm_up=0": "no warm-up",
     "warm_up=10": "warm-up of 10",
     "warm_up=40": "warm-up of 40",
-    "patience=5": "patience of 5",
-    "tolerance=x10,patience=10": "tolerance × 10, patience of 10",
+    "hold=x2": "β0 is reached earlier",
     "rate=x0.5": "half the rate",
     "rate=x2": "twice the rate",
     "rise=1": "constant rate",
