@@ -118,16 +118,7 @@ class Terms(NamedTuple):
 def terms_and_scores(
     normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings
 ) -> tuple[Terms, Float[Array, " s"]]:
-    """The terms of F(n), Eq. (12), and the scores s_ij that l_n adds up, (S,).
-
-    l_n of Eq. (5), (6) or (7) is the sum of the scores times the pixels that a position stands for.
-
-    Args:
-      normal: n, (H, W, 3), ImageNet-normalised.
-      energy: what all pictures share.
-      problem: this picture.
-      settings: α1, α2 and β0 count.
-    """
+    """`terms`, and the scores s_ij that l_n adds up, (S,); arguments as there."""
     extractor, detector, scales = energy.extractor, energy.detector, problem.scales
     maps = tuple(m[0] for m in extractor(normal[None]))
     scores = detector.local_scores(problem.local, maps)
@@ -141,7 +132,16 @@ def terms_and_scores(
 
 
 def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Terms:
-    """The terms of F(n); arguments as for `terms_and_scores`."""
+    """The terms of F(n), Eq. (12).
+
+    l_n of Eq. (5), (6) or (7) is the sum of the scores times the pixels that a position stands for.
+
+    Args:
+      normal: n, (H, W, 3), ImageNet-normalised.
+      energy: what all pictures share.
+      problem: this picture.
+      settings: α1, α2 and β0 count.
+    """
     return terms_and_scores(normal, energy, problem, settings)[0]
 
 
