@@ -81,7 +81,7 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
         fields, inpainter = _fields(arrays, facts), _inpainter(arrays, facts, folder)
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged model ({error})", where=folder, hint="fit it again") from error
     extractor = load_extractor(name, weights=None if weights is None else Path(weights), precision=precision)
     if extractor.digest != digest:
@@ -126,7 +126,7 @@ def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
         "scales": Scales(**jax.tree.map(jnp.asarray, arrays["scales"])),
-        "limits": Limits(**facts["limits"]),
+        "limits": Limits(**{name: float(value) for name, value in facts["limits"].items()}),
         "settings": Settings(**facts["settings"]),
         "procedure": Procedure(**facts["procedure"]),
         "tuned_on": facts["tuned_on"],

@@ -519,8 +519,8 @@ def test_the_options_of_a_detector_are_those_of_its_fit() -> None:
     assert options_of(PaDiM) == {"channels": int | None, "rank": int | None}
     assert options_of(PatchCore) == {"ratio": float, "limit": int}
     assert options_of(CFlow) == {
-        "used": int | None, "divided": bool, "flow": Path | None, "epochs": int, "rate": float, "blocks": int,
-        "checkpoint": Path | None,
+        "used": int | None, "divided": bool, "flow": Path | None, "epochs": int, "rate": float,
+        "blocks": int | None, "checkpoint": Path | None,
     }  # fmt: skip
     for detector in DETECTORS.values():
         check_options(detector, options_of(detector))

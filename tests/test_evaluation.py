@@ -4,23 +4,27 @@ import json
 from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from f2pad_jax import evaluation
+from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import evaluate, gap_closed, metrics_file
-from f2pad_jax.pipeline import Segmentation, Settings
+from f2pad_jax.evaluation import evaluate, gap_closed, metrics_file, plain_settings
+from f2pad_jax.model import Procedure
+from f2pad_jax.segmentation import Segmentation
 
 SIZE = 24
 MODEL: Any = SimpleNamespace(
-    detector="patchcore",
+    detector=SimpleNamespace(name="patchcore"),
     extractor=SimpleNamespace(name="efficientnet_lite0"),
     size=SIZE,
     normals=np.zeros((9, SIZE, SIZE, 3), np.uint8),
     held_out=np.zeros((3, SIZE, SIZE, 3), np.uint8),
-    settings=Settings(),
+    settings=Settings(beta0=jnp.float32(2.5)),  # pyright: ignore[reportArgumentType]
+    procedure=Procedure(start="harmonic"),
     tuned_on="synthetic-validation",
     seed=5,
 )
@@ -37,6 +41,8 @@ def _result(seed: int, truth: np.ndarray) -> Segmentation:
         anomaly=empty.astype(np.float32),
         initial_mask=initial,
         score_map=scores,
+        refined_map=scores + mask,
+        residual=0.5,
         iterations=100 + seed,
         status="converged",
         seconds=0.5 + seed,
@@ -51,7 +57,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, list[
     masks[1, 10:13, 2:8] = True
     results = [_result(index, mask) for index, mask in enumerate(masks)]
     images = np.zeros((3, SIZE, SIZE, 3), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
-    monkeypatch.setattr(evaluation, "segment_many", lambda model, images, title: results)
+    monkeypatch.setattr(evaluation, "segment", lambda model, images, title: results)
     return images, masks, results
 
 
@@ -78,13 +84,22 @@ def test_the_record_has_what_outside_callers_rely_on(case) -> None:
         3,
     )
     assert {"iou", "dice", "pooled_iou", "pixel_auroc", "aupro", "f1max"} <= run["backbone"].keys()
-    assert {"iou", "dice", "pooled_iou", "boundary_f1"} <= run["f2pad"].keys()
+    assert {"iou", "dice", "pooled_iou", "boundary_f1", "pixel_auroc", "aupro", "f1max"} <= run["f2pad"].keys()
     for name in ("backbone", "f2pad", "backbone_oracle"):
         assert all(type(value) is float for value in run[name].values())
     for image in run["per_image"]:
         kinds = {"image": str, "backbone_iou": float, "f2pad_iou": float, "iterations": int, "status": str}
         assert {name: type(image[name]) for name in kinds} == kinds
         assert type(image["seconds"]) is float
+
+
+def test_the_record_tells_settings_as_plain_data(case) -> None:
+    run = json.loads(json.dumps(_run(case), allow_nan=False))
+    assert (run["detector"], run["extractor"]) == ("patchcore", "efficientnet_lite0")
+    assert run["settings"].keys() == vars(Settings()).keys() | vars(Procedure()).keys()
+    assert run["settings"] == plain_settings(MODEL)
+    assert (run["settings"]["beta0"], run["settings"]["alpha1"], run["settings"]["start"]) == (2.5, 1.0, "harmonic")
+    assert run["settings"]["proximal"] is True
 
 
 def test_means_are_over_defects_and_agree_with_scikit_learn(case) -> None:
@@ -99,6 +114,9 @@ def test_means_are_over_defects_and_agree_with_scikit_learn(case) -> None:
     assert run["backbone"]["pixel_auroc"] == pytest.approx(
         100 * roc_auc_score(masks.ravel(), scores.ravel()), abs=0.006
     )
+    refined = np.stack([result.refined_map for result in results])
+    assert run["f2pad"]["pixel_auroc"] == pytest.approx(100 * roc_auc_score(masks.ravel(), refined.ravel()), abs=0.006)
+    assert run["good_marked"] == 1
     assert run["per_image"][0]["f2pad_iou"] == pytest.approx(
         100 * jaccard_score(masks[0].ravel(), results[0].mask.ravel()), abs=0.006
     )
@@ -130,7 +148,7 @@ def test_pictures_that_could_not_be_read_are_listed_and_lose_nothing_else(case) 
 
 def test_nothing_to_measure_is_said_before_any_work(case, monkeypatch: pytest.MonkeyPatch) -> None:
     images, masks, _ = case
-    monkeypatch.setattr(evaluation, "segment_many", lambda *_, **__: pytest.fail("worked in vain"))
+    monkeypatch.setattr(evaluation, "segment", lambda *_, **__: pytest.fail("worked in vain"))
     with pytest.raises(InputError, match="one kind of pixel only"):
         evaluate(MODEL, images, np.zeros_like(masks), ["x"] * 3, dataset="d", category="c")
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from functools import partial
-from importlib import import_module
 from math import erf
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,14 @@ from torch_parts import import_torchvision
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.errors import InputError
-from f2pad_jax.fills import training
+from f2pad_jax.fills import FILLS, training
 from f2pad_jax.fills.autoencoder import Inpainter, autoencoder_fill, removed_tokens, spec_of
-from f2pad_jax.fitting import Model, fit
+from f2pad_jax.fitting import fit
+from f2pad_jax.model import Model, Procedure
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import mae
 from f2pad_jax.networks.mae import MAESpec
-from f2pad_jax.pipeline import Settings, begin, fill
+from f2pad_jax.preparing import begin
 from f2pad_jax.weights import import_weights, list_weights, load_extractor, mae_keys
 from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.weights.registry import NETWORKS, _inpainter
@@ -325,10 +325,10 @@ def test_a_model_keeps_its_own_autoencoder(tiny_model: Model, tmp_path: Path) ->
     spec = MAESpec(64, 16, 48, 2, 4, 32, 2, 4)
     inpainter = Inpainter(_random_params(spec), spec)
     model = fit(
-        np.concatenate([tiny_model.normals, tiny_model.held_out]),
+        np.concatenate([tiny_model.normals.pictures, tiny_model.held_out]),
         detector="padim",
         extractor=tiny_model.extractor,
-        settings=Settings(start="autoencoder"),
+        procedure=Procedure(start="autoencoder"),
         inpainter=inpainter,
     )
     save_model(model, tmp_path / "model")
@@ -337,14 +337,15 @@ def test_a_model_keeps_its_own_autoencoder(tiny_model: Model, tmp_path: Path) ->
     region[20:30, 20:40] = True
     start = begin(loaded, image, region)
     np.testing.assert_array_equal(start.normal, autoencoder_fill(image, region, inpainter.params, spec))
-    assert start.warm_up == 0
+    assert start.filled
     with pytest.raises(InputError, match="the model has no autoencoder"):
-        fill(image, region, tiny_model, kind="autoencoder")
+        FILLS["autoencoder"](image, region, tiny_model)
+    normals = tiny_model.normals.pictures
     with pytest.raises(InputError, match="there is none"):
-        fit(tiny_model.normals, detector="padim", extractor=tiny_model.extractor, settings=model.settings)
+        fit(normals, detector="padim", extractor=tiny_model.extractor, procedure=model.procedure)
     other = Inpainter(_random_params(), TINY)
     with pytest.raises(InputError, match="64 pixels wide, the autoencoder's 32"):
-        fit(tiny_model.normals, detector="padim", extractor=tiny_model.extractor, inpainter=other)
+        fit(normals, detector="padim", extractor=tiny_model.extractor, inpainter=other)
 
 
 def test_a_model_wants_the_imported_weights_it_was_fitted_with(
@@ -368,16 +369,15 @@ def test_the_command_line_trains_fits_and_segments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    import_module("f2pad_jax.commands")  # takes the real `small_spec`, which checks sizes, before it is replaced
-    small = MAESpec(64, 16, 48, 2, 4, 32, 2, 4)
-    monkeypatch.setattr(training, "small_spec", lambda size: replace(small, size=size))
+    small, checked = MAESpec(64, 16, 48, 2, 4, 32, 2, 4), training.small_spec
+    monkeypatch.setattr(training, "small_spec", lambda size: replace(small, size=checked(size).size))
     make_textures(tmp_path / "set", train=6, test=1, size=64, categories=["brick"])
     assert main(["train-mae", "set/brick", "--out", "mae", "--size", "64", "--epochs", "2", "--seed", "1"]) == 0
     assert not (tmp_path / "mae.unfinished").exists()
     assert load_inpainter("mae").spec == small
     options = ["--detector", "padim", "--extractor", "efficientnet_lite0", "--inpainter", "mae"]
     assert main(["fit", "set/brick", *options, "--size", "64", "--out", "model"]) == 0
-    assert load_model("model").settings.start == "autoencoder"
+    assert load_model("model").procedure.start == "autoencoder"
     assert main(["segment", "model", "set/brick/test/color/000.png", "--out", "out"]) == 0
     capsys.readouterr()
     wrong = {

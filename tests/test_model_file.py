@@ -6,16 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, load_arrays, save_arrays
+from f2pad_jax.calibration import Limits
+from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
+from f2pad_jax.detectors.cflow import CFlow, Decoder
+from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
-from f2pad_jax.model_file import load_model, save_model
-from f2pad_jax.objective import Scales
-from f2pad_jax.pipeline import Model, Settings
-from f2pad_jax.priors import PixelMixture
+from f2pad_jax.fills import Normals
+from f2pad_jax.model import Model, Procedure
+from f2pad_jax.model_file import VERSION, load_model, save_model
+from f2pad_jax.networks import flow
+from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.weights import load_extractor
 
 SIZE = 8
@@ -55,18 +61,21 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> Model:
     tree = _tree()
-    return Model(
-        detector="patchcore",
+    detector = PatchCore(scale=jnp.ones(12), bank=jnp.asarray(tree["detector"]["bank"]), norm=jnp.zeros(40))
+    energy = Energy(
         extractor=load_extractor("efficientnet_lite0"),
-        size=SIZE,
-        params={"bank": jnp.asarray(tree["detector"]["bank"]), "norm": jnp.zeros(40)},
-        normals=tree["pictures"],
-        held_out=tree["none"],
+        detector=detector,
         mixture=PixelMixture(jnp.zeros((2, 3)), jnp.ones((2, 3, 3))),
-        scales=Scales(jnp.float32(0.1), jnp.float32(0.2), jnp.float32(0.3)),
-        threshold=0.1,
-        region_threshold=0.05,
-        settings=Settings(),
+    )
+    return Model(
+        energy=energy,
+        settings=Settings(beta0=2.5, limit=70, proximal=False),
+        procedure=Procedure(start="harmonic", dilation=3, sharing=False, threshold=0.7),
+        scales=Scales(score=jnp.float32(0.1), pixel=jnp.float32(0.2), variation=jnp.float32(0.3)),
+        size=SIZE,
+        limits=Limits(peak=0.1, spread=0.25, pixel=0.05, cost=1.5),
+        normals=Normals(tree["pictures"]),
+        held_out=tree["none"],
         tuned_on="synthetic-validation",
         seed=3,
     )
@@ -179,24 +188,55 @@ def test_only_a_model_is_overwritten(tmp_path: Path) -> None:
 def test_a_model_returns_as_it_was(model: Model, tmp_path: Path) -> None:
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
-    for name in ("detector", "size", "threshold", "region_threshold", "settings", "tuned_on", "seed"):
+    for name in ("size", "limits", "threshold", "settings", "procedure", "tuned_on", "seed", "inpainter"):
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.extractor.digest == model.extractor.digest
-    np.testing.assert_array_equal(loaded.params["bank"], model.params["bank"])
-    np.testing.assert_array_equal(loaded.normals, model.normals)
+    assert loaded.detector.name == "patchcore"
+    assert jax.tree.structure(loaded.energy) == jax.tree.structure(model.energy)
+    jax.tree.map(np.testing.assert_array_equal, loaded.energy, model.energy)
+    jax.tree.map(np.testing.assert_array_equal, loaded.scales, model.scales)
+    np.testing.assert_array_equal(loaded.normals.pictures, model.normals.pictures)
     assert loaded.held_out.shape == (0, SIZE, SIZE, 3)
-    np.testing.assert_array_equal(loaded.mixture.precision, model.mixture.precision)
-    assert [float(scale) for scale in loaded.scales] == [float(scale) for scale in model.scales]
+
+
+def test_a_detectors_static_choices_return(model: Model, tmp_path: Path) -> None:
+    params = flow.init(jax.random.key(0), FlowSpec(4, blocks=2))
+    decoder = Decoder(jnp.zeros(4), jnp.ones(4), params, jnp.float32(-1.5))
+    detector = CFlow((decoder,), divided=False, clamp="atan")
+    save_model(replace(model, energy=model.energy.replace(detector=detector)), tmp_path / "model")
+    loaded = load_model(tmp_path / "model").detector
+    assert jax.tree.structure(loaded) == jax.tree.structure(detector)
+    jax.tree.map(np.testing.assert_array_equal, loaded, detector)
+
+
+def test_numbers_that_were_swept_return_as_plain_ones(model: Model, tmp_path: Path) -> None:
+    swept = model.settings.replace(beta0=jnp.float32(1.5), warm_up=jnp.int32(7))
+    save_model(replace(model, settings=swept), tmp_path / "model")
+    assert load_model(tmp_path / "model").settings == model.settings.replace(beta0=1.5, warm_up=7)
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_models_of_other_versions_are_refused_in_one_line(model: Model, tmp_path: Path, version: int) -> None:
+    assert VERSION == 4
+    save_model(model, tmp_path / "model")
+    _edit(tmp_path / "model", {"version": version})
+    with pytest.raises(InputError, match=f"is of version {version}, this program reads version 4") as caught:
+        load_model(tmp_path / "model")
+    assert "\n" not in str(caught.value)
+
+
+def with_extractor(model: Model, **changes: Any) -> Model:
+    return replace(model, energy=model.energy.replace(extractor=replace(model.extractor, **changes)))
 
 
 def test_other_weights_are_refused(model: Model, tmp_path: Path) -> None:
-    save_model(replace(model, extractor=replace(model.extractor, digest="0" * 64)), tmp_path / "model")
+    save_model(with_extractor(model, digest="0" * 64), tmp_path / "model")
     with pytest.raises(InputError, match="was fitted with other weights of efficientnet_lite0"):
         load_model(tmp_path / "model")
 
 
 def test_the_precision_returns_and_older_models_have_the_default(model: Model, tmp_path: Path) -> None:
-    save_model(replace(model, extractor=replace(model.extractor, precision="bf16")), tmp_path / "model")
+    save_model(with_extractor(model, precision="bf16"), tmp_path / "model")
     assert load_model(tmp_path / "model").extractor.precision == "bf16"
     known = {"name": model.extractor.name, "sha256": model.extractor.digest}
     _edit(tmp_path / "model", {"extractor": known})
@@ -210,11 +250,19 @@ def test_the_precision_returns_and_older_models_have_the_default(model: Model, t
     "change",
     [
         {"detector": "oracle"},
+        {"detector": None},
+        {"detector": {"name": "oracle"}},
+        {"detector": {"name": "padim"}},
+        {"detector": {"name": "cflow", "divided": True, "clamp": "tanh"}},
         {"size": 16},
         {"size": "8"},
-        {"threshold": "high"},
+        {"limits": {"peak": "high", "spread": 0.1, "pixel": 0.1, "cost": 0.1}},
+        {"limits": {"unknown": 1}},
+        {"limits": None},
         {"settings": {"unknown": 1}},
         {"settings": None},
+        {"procedure": {"unknown": 1}},
+        {"procedure": None},
         {"extractor": "resnet18"},
         {"tuned_on": None},
     ],

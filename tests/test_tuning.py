@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from f2pad_jax import pipeline, tuning
+from f2pad_jax import tuning
+from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
-from f2pad_jax.fills import Match
-from f2pad_jax.settings import Settings, check_settings
+from f2pad_jax.fills import FILLS, Match
+from f2pad_jax.model import Model, Procedure, check_procedure
+from f2pad_jax.preparing import Plan, begin
+from f2pad_jax.segmentation import Outcome
 
 IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 REGION = np.ones((8, 8), bool)
@@ -33,62 +37,70 @@ def test_the_start_is_the_fill_where_it_is_trusted(
     start: Any, error: float, *, from_fill: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kinds = []
+    procedure = Procedure(start=start, trusted=0.5)
+    model: Any = SimpleNamespace(procedure=procedure)
 
-    def fill(*_: Any, kind: str) -> Match:
-        kinds.append(kind)
-        return Match(FILLED, error)
+    def named(kind: str) -> Any:
+        def fill(image: np.ndarray, region: np.ndarray, material: Any) -> Match:
+            assert (image is IMAGE, region is REGION, material is model) == (True, True, True)
+            kinds.append(kind)
+            return Match(FILLED, error)
 
-    monkeypatch.setattr(pipeline, "fill", fill)
-    settings = Settings(start=start, trusted=0.5, warm_up=7)
-    begun = pipeline.begin(SimpleNamespace(settings=settings), IMAGE, REGION)  # pyright: ignore[reportArgumentType]
+        return fill
+
+    for kind in FILLS:
+        monkeypatch.setitem(FILLS, kind, named(kind))
+    begun = begin(model, IMAGE, REGION)
     assert begun.normal is (FILLED if from_fill else IMAGE)
-    assert begun.anchor is FILLED
-    assert (begun.filled, begun.warm_up) == ((True, 0) if from_fill else (False, 7))
+    assert begun.fill is FILLED
+    assert begun.filled == from_fill
     assert kinds == ["harmonic" if start == "harmonic" else "matching"]
 
 
-@pytest.mark.parametrize("name", ["start", "cleaning", "sharing", "sparsity", "step_size"])
+@pytest.mark.parametrize("name", ["start", "cleaning", "region", "sparsity"])
 def test_a_mistyped_choice_is_named(name: str) -> None:
-    with pytest.raises(InputError, match=f"settings: {name} is 'proximall'; choose one of"):
-        check_settings(Settings()._replace(**{name: "proximall"}))
-    check_settings(Settings())
+    with pytest.raises(InputError, match=f"procedure: {name} is 'proximall'; choose one of"):
+        check_procedure(replace(Procedure(), **{name: "proximall"}))
+    check_procedure(Procedure())
 
 
-def test_numbers_are_chosen_together_with_the_best_so_far(
-    tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The stand-in solve is right for β0 = 4.5 alone, then for α1 = 0.5 with it, then for 16 Gaussians as well."""
+def test_numbers_are_chosen_together_with_the_best_so_far(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stand-in solve is right for β0 = 6 alone, then for α1 = 0.5 with it, then for 16 Gaussians as well."""
     seen = []
 
-    def find_masks(jobs: Sequence[pipeline.Job], *, title: str) -> Iterator[tuple[int, np.ndarray, None]]:
-        for index, job in reversed(list(enumerate(jobs))):  # lanes finish in any order
-            s = job.model.settings
-            assert job.beta == s.beta0
-            seen.append((s.beta0, s.alpha1, s.components))
-            right = int(s.beta0 == 4.5) + int(s.beta0 == 4.5 and s.alpha1 == 0.5) + int(s.components == 16)
+    def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str) -> Iterator[tuple[int, Outcome]]:
+        for index, chosen in reversed(list(enumerate(plans))):  # lanes finish in any order
+            s, components = chosen.settings, model.procedure.components
+            assert s == model.settings
+            assert len(model.energy.mixture.mean) <= components
+            seen.append((s.beta0, s.alpha1, components))
+            right = int(s.beta0 == 6.0) + int(s.beta0 == 6.0 and s.alpha1 == 0.5) + int(components == 16)
             found = truth.copy()
             found[: 3 - right] = False
-            yield index, found, None
+            yield index, Outcome(found, 0.0, 1, "converged")
 
     truth = np.ones((tiny_model.size, tiny_model.size), bool)
     truth[-1] = False
-    monkeypatch.setattr(tuning, "find_masks", find_masks)
+    monkeypatch.setattr(tuning, "find_outcomes", find_outcomes)
     images = np.stack([tiny_model.held_out[0]] * 2)
-    model = tiny_model.__class__(**{**tiny_model.__dict__, "region_threshold": -1.0})
+    model = replace(tiny_model, procedure=replace(tiny_model.procedure, threshold=-1.0))
     tuned = tuning.tune(model, oracle=(images, np.stack([truth] * 2)))
-    assert tuned.settings[:4] == (0.5, model.settings.alpha2, 4.5, 16)
+    assert tuned.settings == Settings(alpha1=0.5, beta0=6.0)
+    assert tuned.procedure == replace(model.procedure, components=16)
     assert tuned.tuned_on == "oracle"
-    assert len(tuned.mixture.mean) <= 16
+    assert 8 < len(tuned.energy.mixture.mean) <= 16
     assert model.settings == Settings()
-    assert {one for one in seen if one[0] != 4.5} == {(beta0, 1.0, 8) for beta0 in (2.0, 2.5, 3.0)}
-    assert [seen.count((beta0, 1.0, 8)) for beta0 in (2.0, 2.5, 3.0)] == [1, 1, 2]  # the first two do not lead
+    given = Settings().beta0
+    assert {one for one in seen if one[0] != 6.0} == {(beta0, 1.0, 8) for beta0 in (2.0, 3.0, given)}
+    assert [seen.count((beta0, 1.0, 8)) for beta0 in (2.0, 3.0, given)] == [1, 1, 2]  # the first two do not lead
 
 
-def test_ties_keep_what_was_given(tiny_model: pipeline.Model, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ties_keep_what_was_given(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = np.zeros((tiny_model.size,) * 2, bool)
-    monkeypatch.setattr(tuning, "find_masks", lambda jobs, title: ((index, empty, None) for index in range(len(jobs))))
+    nothing = Outcome(empty, 0.0, 0, "converged")
+    monkeypatch.setattr(tuning, "find_outcomes", lambda model, plans, title: ((k, nothing) for k in range(len(plans))))
     tuned = tuning.tune(tiny_model)
-    assert tuned.settings == tiny_model.settings
+    assert (tuned.settings, tuned.procedure) == (tiny_model.settings, tiny_model.procedure)
     assert tuned.tuned_on == "synthetic-validation"
 
 
