@@ -24,7 +24,7 @@ import numpy as np
 import pytorch_loop
 import step_ratio
 from limits import shares
-from loop_tasks import task_of
+from loop_tasks import region_of, task_of
 from problems import Options, batch_of, endless, extractor_for, model_of
 from timing import operations, spread
 from worker import need_torch
@@ -33,7 +33,7 @@ from f2pad_jax import Model, segmentation
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.model import look, paper_settings
-from f2pad_jax.preparing import Plan, Start, find_region, plan
+from f2pad_jax.preparing import Plan, Start, plan
 
 NETWORK, DETECTOR, CATEGORY = "resnet18", "patchcore", "brick"
 BATCHES, LANES, RULES = (1, 8, 64), (64, 128, 256), ("paper", "library")
@@ -44,14 +44,13 @@ Section = Callable[[], Case]
 
 
 def material(model: Model, options: Options) -> list[tuple[Plan, np.ndarray]]:
-    """Solves of the pictures in which there is a region, and their true masks."""
+    """Solves of pictures, and their true masks."""
     _, cases = texture_category(CATEGORY, train=0, test=options.images, size=options.size)
     pairs = []
     for sight, (_, truth, _) in zip(look(model, np.stack([case[0] for case in cases])), cases, strict=True):
-        region = find_region(model, sight.scores)
-        if region.any():
-            start = Start(sight.image, harmonic_fill(sight.image, region), filled=False)
-            pairs.append((plan(model, sight, region, start), truth))
+        region = region_of(model, sight, truth)
+        start = Start(sight.image, harmonic_fill(sight.image, region), filled=False)
+        pairs.append((plan(model, sight, region, start), truth))
     return pairs
 
 

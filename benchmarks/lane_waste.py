@@ -13,32 +13,32 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from loop_tasks import region_of
 from problems import DETECTORS, Options, extractor_for, model_of
 from timing import spread
 
 from f2pad_jax import Model, Settings, Solution, solve_many
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.model import look
-from f2pad_jax.preparing import Plan, build, find_region, plan
+from f2pad_jax.preparing import Plan, build, plan
 
 EXTRACTOR, CATEGORY, KINDS = "efficientnet_lite0", "brick", ("images", "grid")
 WIDTH = 8
 GRID: tuple[dict[str, float], ...] = ({"beta0": 1.5}, {"beta0": 3.0, "rate": 0.06}, {"beta0": 6.0, "rate": 0.24})
 
 
-def plans_of(model: Model, images: np.ndarray, settings: Sequence[Settings]) -> list[list[Plan]]:
+def plans_of(model: Model, images: np.ndarray, truths: np.ndarray, settings: Sequence[Settings]) -> list[list[Plan]]:
     """Every picture (S, S, 3) with all settings; those of equal shapes together, as one compiled step takes them."""
     groups: dict[Any, list[Plan]] = {}
-    for sight in look(model, images):
-        chosen = plan(model, sight, find_region(model, sight.scores))
+    for sight, truth in zip(look(model, images), truths, strict=True):
+        chosen = plan(model, sight, region_of(model, sight, truth))
         shape = len(chosen.affected.positions), chosen.shared
         groups.setdefault(shape, []).extend(chosen._replace(settings=numbers) for numbers in settings)
     return list(groups.values())
 
 
-def measured(model: Model, images: np.ndarray, settings: Sequence[Settings]) -> dict[str, Any]:
-    """The figures of one case."""
-    groups = plans_of(model, images, settings)
+def measured(groups: list[list[Plan]], model: Model) -> dict[str, Any]:
+    """The figures of one case, the plans of `plans_of`."""
     passes: list[float] = []
     solutions: list[Solution] = []
     marks, calls = [0.0], [0]  # when each call ended, and the lane-steps it ran
@@ -72,7 +72,7 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
     """Every combination that is asked for."""
     extractor, weights = extractor_for(EXTRACTOR, options)
     _, pictures = texture_category(CATEGORY, train=0, test=options.images, size=options.size)
-    images = np.stack([picture[0] for picture in pictures])
+    images, truths = (np.stack([picture[k] for picture in pictures]) for k in (0, 1))
     for detector in DETECTORS:
         kinds = [kind for kind in KINDS if options.wanted(EXTRACTOR, detector, kind)]
         if not kinds:
@@ -82,4 +82,9 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
         for kind in kinds:
             grid = [settings.replace(**change) for change in GRID] if kind == "grid" else [settings]
             labels = {"extractor": EXTRACTOR, "weights": weights, "detector": detector, "kind": kind}
-            yield {**labels, "size": options.size, "batch": WIDTH, **measured(model, images, grid)}
+            yield {
+                **labels,
+                "size": options.size,
+                "batch": WIDTH,
+                **measured(plans_of(model, images, truths, grid), model),
+            }

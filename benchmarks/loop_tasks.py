@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from scipy import ndimage
 
 from f2pad_jax import Model
-from f2pad_jax.model import look
+from f2pad_jax.model import Sight, look
 from f2pad_jax.preparing import Plan, find_region, plan
 
 
@@ -43,10 +44,17 @@ def setup_of(model: Model) -> Setup:
     return Setup(extractor.name, params, extractor.spec, detector, statistics, mixture.mean, mixture.precision, scales)
 
 
-def given(model: Model, images: np.ndarray) -> list[tuple[Plan, Task]]:
-    """The same for both sides: region, n⁽⁰⁾ and fill of pictures uint8 (N, S, S, 3)."""
-    plans = [plan(model, sight, find_region(model, sight.scores)) for sight in look(model, images)]
+def given(model: Model, images: np.ndarray, truths: np.ndarray) -> list[tuple[Plan, Task]]:
+    """The same for both sides: region, n⁽⁰⁾ and fill of pictures uint8 (N, S, S, 3) with their masks (N, S, S)."""
+    sights = zip(look(model, images), truths, strict=True)
+    plans = [plan(model, sight, region_of(model, sight, truth)) for sight, truth in sights]
     return [(chosen, task_of(model, chosen)) for chosen in plans]
+
+
+def region_of(model: Model, sight: Sight, truth: np.ndarray) -> np.ndarray:
+    """The region that is found, or where none is, the enlarged truth: solves are measured, not detectors."""
+    region = find_region(model, sight.scores)
+    return region if region.any() else ndimage.binary_dilation(truth, iterations=model.procedure.dilation)
 
 
 def task_of(model: Model, chosen: Plan) -> Task:

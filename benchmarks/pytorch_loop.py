@@ -73,10 +73,10 @@ def mean_iou(masks: Iterable[np.ndarray], truths: Iterable[np.ndarray]) -> float
 def measured(model: Model, category: str, options: Options) -> dict[str, Any]:
     """The figures of one category."""
     _, cases = texture_category(category, train=0, test=options.images, size=options.size)
-    truths = [case[1] for case in cases]
+    images, truths = (np.stack([case[k] for case in cases]) for k in (0, 1))
     if options.limit is not None:
         model = replace(model, settings=model.settings.replace(limit=options.limit))
-    plans, tasks = map(list, zip(*given(model, np.stack([case[0] for case in cases])), strict=True))
+    plans, tasks = map(list, zip(*given(model, images, truths), strict=True))
     passes = min(PASSES, options.repeats)
     first, solved = one_pass(model, plans)
     ours, answers = [], {}

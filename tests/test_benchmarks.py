@@ -145,7 +145,8 @@ def test_the_loop_in_torch_minimises_our_objective(name: str, run: ModuleType, l
     loop, tasks = import_module("torch_loop"), import_module("loop_tasks")
     normals, cases = texture_category("ihc", train=10, test=1, size=64)
     model = fit(normals, detector=name, extractor=lite0)
-    ((chosen, task),) = tasks.given(model, cases[0][0][None])
+    ((chosen, task),) = tasks.given(model, cases[0][0][None], cases[0][1][None])
+    assert task.region.any()
     # From the fill, neighbours share.
     fill = chosen.start.fill
     _, ours, settings = build(model, chosen._replace(start=Start(fill, fill, filled=True), shared=True))
