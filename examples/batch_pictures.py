@@ -7,7 +7,7 @@ import f2pad_jax as f2
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 
-normals, cases = texture_category("brick", train=8, test=4, size=64)
+normals, cases = texture_category("brick", test=4, size=64)
 # Neighbours share nothing: then all problems have the same parts, and they differ in few shapes only.
 model = f2.fit(
     normals,

@@ -33,7 +33,7 @@ class Average(struct.PyTreeNode):
 
 
 DETECTORS[Average.name] = Average
-normals, [(image, truth, _)] = texture_category("gravel", train=8, test=1, size=64)
+normals, [(image, truth, _)] = texture_category("grass", test=1, size=64)
 model = f2.fit(normals, detector="average", extractor=f2.load_extractor("efficientnet_lite0"))
 result = f2.segment(model, image)
 print(result.status, f"{(result.mask & truth).sum() / (result.mask | truth).sum():.2f}")

@@ -22,7 +22,7 @@ def prox(length, weight):
     return jnp.where(cost < jnp.square(length) / 2, root, 0.0)
 
 
-normals, [(image, truth, _)] = texture_category("brick", train=8, test=1, size=64)
+normals, [(image, truth, _)] = texture_category("grass", test=1, size=64)
 model = f2.fit(normals, detector="padim", extractor=f2.load_extractor("efficientnet_lite0"))
 problem, start = f2.prepare(model, image)
 

@@ -8,10 +8,10 @@ from f2pad_jax.core.solver import solution
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 
-normals, [(image, truth, _)] = texture_category("brick", train=8, test=1, size=64)
+normals, [(image, truth, _)] = texture_category("grass", test=1, size=64)
 model = f2.fit(normals, detector="padim", extractor=f2.load_extractor("efficientnet_lite0"))
 problem, start = f2.prepare(model, image)
-settings = model.settings.replace(limit=200)
+settings = model.settings.replace(first_beta=model.settings.beta0, limit=200)  # β is constant
 
 step = jax.jit(f2.step)
 state = f2.init(start, model.energy, problem, settings)

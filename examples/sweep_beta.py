@@ -7,7 +7,7 @@ import f2pad_jax as f2
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 
-normals, [(image, truth, _)] = texture_category("brick", train=8, test=1, size=64)
+normals, [(image, truth, _)] = texture_category("grass", test=1, size=64)
 model = f2.fit(normals, detector="padim", extractor=f2.load_extractor("efficientnet_lite0"))
 problem, start = f2.prepare(model, image)
 

@@ -33,8 +33,8 @@ class Procedure:
       threshold: of the smoothed scores, in place of the one that `false_alarms` sets.
       region: "pieces", all of what scores above nearly all normal pixels in pieces that reach the threshold, or
         "threshold", what lies above the threshold, as in the paper.
-      sparsity: how β is chosen: "levels" (for each piece of the region the largest that it can pay for and that leaves
-        n normal), "constant" (β0), or "area" (β0 / Σm⁽⁰⁾, the paper's).
+      sparsity: how β is chosen: "levels" (where n⁽⁰⁾ is a fill, for each piece of the region the largest that it can
+        pay for and that leaves n normal; else β0), "constant" (β0), or "area" (β0 / Σm⁽⁰⁾, the paper's).
       dilation: pixels by which the region is enlarged.
       largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
         reach 0.13.

@@ -213,7 +213,7 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     ends, factors = levels_of(chosen.start.filled, chosen.settings)
     betas = np.asarray(factors) * float(chosen.settings.beta0)
     found = choose_levels(chosen.region, costs, levels, betas, model.limits)
-    if model.procedure.sparsity == "levels":
+    if model.procedure.sparsity == "levels" and chosen.start.filled:
         lasting = np.asarray(solution.lasting)
         mask = (found.level >= 0) & (lasting >= np.asarray(ends)[np.maximum(found.level, 0)])
     else:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from f2pad_jax.data.images import write_png
 from f2pad_jax.data.layouts import (
     TestImage,
     find_images,
@@ -16,7 +17,6 @@ from f2pad_jax.data.layouts import (
     open_category,
     read_test,
 )
-from f2pad_jax.data.images import write_png
 from f2pad_jax.errors import InputError
 
 

@@ -20,6 +20,7 @@ SETTINGS = Settings(limit=24, warm_up=4, hold=3, levels=5, clip=5.0, damping=5.0
 def test_levels_end_where_they_say(filled: bool) -> None:  # noqa: FBT001
     problem = make_case("padim").problem.replace(filled=jnp.bool_(filled))
     ends, factors = levels_of(filled, SETTINGS)
+    assert filled or (factors == 1).all()
     first = 0 if filled else 4
     assert ends[-1] == 24
     np.testing.assert_array_equal(ends, first + np.ceil((np.arange(5) + 1) * (24 - first) / 5))
@@ -29,21 +30,25 @@ def test_levels_end_where_they_say(filled: bool) -> None:  # noqa: FBT001
 
 
 def test_beta_rises_by_equal_factors_and_is_held() -> None:
-    problem = make_case("padim").problem
-    betas = np.array([sparsity_at(jnp.int32(t), problem, SETTINGS)[0, 0] for t in range(-2, 20)])
+    problem = make_case("padim").problem.replace(filled=jnp.bool_(True))  # noqa: FBT003
+    betas = np.array([sparsity_at(jnp.int32(t), problem, SETTINGS)[0, 0] for t in range(-2, 24)])
     assert (betas[:2] == 0).all()
     assert betas[2] == pytest.approx(SETTINGS.first_beta)
     ratios = betas[3:] / betas[2:-1]
-    np.testing.assert_allclose(ratios[:17], ratios[0], rtol=1e-4)
+    np.testing.assert_allclose(ratios[:21], ratios[0], rtol=1e-4)
     np.testing.assert_allclose(betas[-3:], SETTINGS.beta0, rtol=1e-6)
+    from_x = problem.replace(filled=jnp.bool_(False))  # noqa: FBT003
+    np.testing.assert_allclose(sparsity_at(jnp.int32(0), from_x, SETTINGS), SETTINGS.beta0)
     constant = SETTINGS.replace(first_beta=SETTINGS.beta0)
     np.testing.assert_allclose(sparsity_at(jnp.int32(0), problem, constant), SETTINGS.beta0)
     none = problem.replace(sparsity=jnp.zeros_like(problem.sparsity))
     assert not sparsity_at(jnp.int32(19), none, SETTINGS).any()
 
 
-def test_a_solve_keeps_what_a_loop_of_steps_shows() -> None:
+@pytest.mark.parametrize("filled", [True, False])
+def test_a_solve_keeps_what_a_loop_of_steps_shows(filled: bool) -> None:  # noqa: FBT001
     case = make_case("padim")
+    case = case._replace(problem=case.problem.replace(filled=jnp.bool_(filled)))
     advance = jax.jit(partial(step, energy=case.energy, problem=case.problem, settings=SETTINGS))
     score = jax.jit(
         lambda n: case.energy.detector.local_scores(
@@ -51,7 +56,7 @@ def test_a_solve_keeps_what_a_loop_of_steps_shows() -> None:
         )
     )
     state = init(case.start, case.energy, case.problem, SETTINGS)
-    ends, _ = levels_of(filled=False, settings=SETTINGS)
+    ends, _ = levels_of(filled, SETTINGS)
     lasting, left = np.zeros(case.problem.region.shape, int), []
     for iteration in range(1, 25):
         before = state.normal

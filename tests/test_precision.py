@@ -82,9 +82,8 @@ def test_every_product_has_the_precision_asked_for(
 @pytest.mark.parametrize("name", DETECTORS)
 def test_detectors_compute_in_full_precision(name: str) -> None:
     case = make_case(name)
-    feature = case.problem.feature
     maps = tuple(jnp.ones((side, side, width)) for side, width in ((8, 6), (4, 8)))
-    both = jax.value_and_grad(lambda m: case.detector.local_scores(feature.local, m, feature.positions).sum())
+    both = jax.value_and_grad(lambda m: case.energy.detector.local_scores(case.problem.local, m).sum())
     found = list(products(jax.make_jaxpr(both)(maps).jaxpr))
     assert found
     assert all(equation.params["precision"] == (Precision.HIGHEST,) * 2 for equation in found)

@@ -147,11 +147,15 @@ def cheapest(length: float, weight: float, value: Callable[[np.ndarray], np.ndar
 def test_the_prox_is_the_global_minimum(name: str, weight: float) -> None:
     # From small to large anomalies, dense where zero stops to be the best and where roots meet.
     value = VALUES[name]
-    middle = {"log": 100 * weight * np.linspace(0.8, 1.3, 25), "l1": weight * np.linspace(0.8, 1.3, 25)}
+    middle = {
+        "log": 100 * weight * np.linspace(0.8, 1.3, 25),
+        "l1": weight * np.linspace(0.8, 1.3, 25),
+        "l0": np.sqrt(2 * weight) * np.linspace(0.801, 1.3, 25),
+    }
     lengths = np.concatenate(
         [
             np.geomspace(1e-3, 8, 30),
-            middle.get(name, np.sqrt(2 * weight) * np.linspace(0.801, 1.3, 25)),
+            middle[name],
             2 * np.sqrt(weight) * np.linspace(0.7, 2.5, 40),
         ]
     ).astype(np.float32)

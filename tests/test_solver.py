@@ -338,7 +338,15 @@ def test_numbers_change_without_another_compilation(padim: Case) -> None:
         counted(padim.start, energy, padim.problem, settings)
 
     call(padim.energy, SETTINGS.replace(beta0=2.0, limit=5))
-    other = {"alpha1": 0.9, "alpha2": 0.2, "beta0": 1.0, "rate": 0.05, "rise": 2.0, "clip": 1.0, "damping": 2.0}
+    other: dict[str, Any] = {
+        "alpha1": 0.9,
+        "alpha2": 0.2,
+        "beta0": 1.0,
+        "rate": 0.05,
+        "rise": 2.0,
+        "clip": 1.0,
+        "damping": 2.0,
+    }
     call(padim.energy, Settings(**other, warm_up=3, limit=6, tolerance=0.1, patience=2))
     call(padim.energy, SETTINGS.replace(warm_up=0, beta0=0.0, limit=2))
     call(jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else 2 * leaf, padim.energy), SETTINGS)

@@ -15,8 +15,8 @@ class Settings(struct.PyTreeNode, kw_only=True):
       alpha2: α2 of Eq. (12), weight of the total variation, in the same unit.
       beta0: β0, weight of sparsity. An anomaly of norm t (normalised colour) survives where the gradient of the
         other terms exceeds about β0/t. `Problem.sparsity` multiplies it place by place.
-      first_beta: β with which sparsity sets in. It rises to β0 by equal factors, `hold` iterations before the limit;
-        where it is no less than β0, β is constant, as in the paper.
+      first_beta: β with which sparsity sets in where n⁽⁰⁾ is a fill. It rises to β0 by equal factors, `hold`
+        iterations before the limit; where it is no less than β0, β is constant, as in the paper. From x, β is β0.
       hold: iterations at the end in which β is β0.
       rate: base step size, in normalised colour.
       rise: factor by which the step size has risen `solver.RISING` iterations after sparsity set in. A proximal step

@@ -190,7 +190,7 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     normal = project(normal, problem.image, problem.region)
     value = total(parts)
     # F changes its meaning while β rises, so progress is counted from there.
-    constant = settings.first_beta >= settings.beta0
+    constant = _first_beta(problem.filled, settings) >= settings.beta0
     settled = (since >= 0) & (constant | (since >= _rising(problem.filled, settings)))
     improved = value < state.best - settings.tolerance * pixels
     stale = jnp.where(settled & ~improved, state.stale + 1, 0).astype(jnp.int32)
@@ -220,15 +220,20 @@ def _warm_up(filled: ArrayLike, settings: Settings) -> Array:
     return jnp.where(filled, 0, settings.warm_up)
 
 
+def _first_beta(filled: ArrayLike, settings: Settings) -> Array:
+    """β with which sparsity sets in: from x, a low one would let normal pixels follow the anomalous ones."""
+    return jnp.where(filled, settings.first_beta, jnp.inf)
+
+
 def _rising(filled: ArrayLike, settings: Settings) -> Array:
     """Iterations in which β rises, at least one."""
     return jnp.maximum(settings.limit - _warm_up(filled, settings) - settings.hold, 1)
 
 
 def sparsity_at(since: Array | int, problem: Problem, settings: Settings) -> Float[Array, "h w"]:
-    """β of every pixel, so many iterations after sparsity set in; zero before, and rising to β0 · `sparsity`."""
+    """β of every pixel, so many iterations after sparsity set in; zero before, β0 · `sparsity` in the end."""
     final = settings.beta0 * problem.sparsity
-    low = jnp.minimum(settings.first_beta, final)
+    low = jnp.minimum(_first_beta(problem.filled, settings), final)
     risen = jnp.clip(since / _rising(problem.filled, settings), 0.0, 1.0)
     beta = low * (final / jnp.where(low > 0, low, 1.0)) ** risen
     return jnp.where((since >= 0) & (low > 0), jnp.where(risen < 1, beta, final), 0.0)
@@ -247,7 +252,7 @@ def levels_of(filled: ArrayLike, settings: Settings) -> tuple[Int[Array, " k"], 
     span = settings.limit - warm_up
     ends = warm_up + -(-(jnp.arange(settings.levels) + 1) * span // settings.levels)
     risen = jnp.clip((ends - 1 - warm_up) / _rising(filled, settings), 0.0, 1.0)
-    low = jnp.minimum(settings.first_beta / settings.beta0, 1.0)
+    low = jnp.minimum(_first_beta(filled, settings) / settings.beta0, 1.0)
     return ends, low ** (1 - risen)
 
 
