@@ -10,7 +10,7 @@ from f2pad_jax.detectors import DETECTORS
 
 
 class Average(struct.PyTreeNode):
-    name, level, anchored, published = "average", 1, False, {}  # scores lie on the grid of the second feature map
+    name, level, anchored, published = "average", 0, False, {}  # scores lie on the grid of the finest feature map
     mean: jax.Array  # (C,)
     variance: jax.Array  # (C,)
 
@@ -33,7 +33,7 @@ class Average(struct.PyTreeNode):
 
 
 DETECTORS[Average.name] = Average
-normals, [(image, truth, _)] = texture_category("grass", test=1, size=64)
+normals, [(image, truth, _)] = texture_category("brick", test=1, size=64)
 model = f2.fit(normals, detector="average", extractor=f2.load_extractor("efficientnet_lite0"))
 result = f2.segment(model, image)
 print(result.status, f"{(result.mask & truth).sum() / (result.mask | truth).sum():.2f}")
