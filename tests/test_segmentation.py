@@ -30,9 +30,10 @@ from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import build, find_region, plan, plan_estimation, prepare
-from f2pad_jax.segmentation import Segmentation, clean, find_solutions, read_off, segment, segment_regions
+from f2pad_jax.segmentation import Segmentation, clean, find_solutions, read_off, refine, segment, segment_regions
 
 SIDE = 64
+FOUND = ("mask", "normal", "anomaly", "initial_mask", "score_map", "refined_map", "residual", "iterations", "status")
 
 
 def without_dots(mask: np.ndarray) -> np.ndarray:
@@ -100,6 +101,8 @@ def test_a_segmentation_holds_together(fitted: Fitted) -> None:
         np.testing.assert_array_equal(result.initial_mask, result.score_map > fitted.model.threshold)
         np.testing.assert_allclose(result.score_map, score_maps(fitted.model, image[None])[0], rtol=1e-5)
         np.testing.assert_array_equal(result.mask, without_dots(result.mask))
+        np.testing.assert_array_equal(result.refined_map, refine(result.score_map, result.mask))
+        assert result.verdict == ("defect" if result.residual <= 1 else "unexplained")
         assert 0 < result.iterations <= fitted.model.settings.limit
         assert result.seconds > 0
 
@@ -238,7 +241,7 @@ def test_re_estimation_is_without_sparsity_and_from_a_fresh_fill(
 
 
 def assert_same(one: Segmentation, other: Segmentation) -> None:
-    for name in ("mask", "normal", "anomaly", "initial_mask", "score_map", "iterations", "status"):
+    for name in FOUND:
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name), err_msg=name)
 
 
@@ -261,9 +264,13 @@ def test_a_picture_of_another_size_is_worked_on_at_the_models(fitted: Fitted) ->
     small = fitted.cases[0][0]
     large = np.asarray(Image.fromarray(small).resize((150, 170), Image.Resampling.BICUBIC))
     result, at_size = segment(fitted.model, large), segment(fitted.model, resize_image(large, (SIDE, SIDE)))
-    assert result.mask.shape == result.score_map.shape == result.initial_mask.shape == (170, 150)
+    assert {getattr(result, name).shape for name in ("mask", "initial_mask", "score_map", "refined_map")} == {
+        (170, 150)
+    }
     assert result.normal.shape == result.anomaly.shape == large.shape
-    assert (result.iterations, result.status) == (at_size.iterations, at_size.status)
+    assert (result.iterations, result.status, result.residual) == (
+        at_size.iterations, at_size.status, at_size.residual,
+    )  # fmt: skip
     np.testing.assert_array_equal(result.mask, resize_mask(at_size.mask, (170, 150)))
     np.testing.assert_array_equal(result.initial_mask, resize_mask(at_size.initial_mask, (170, 150)))
     assert iou(result.mask, resize_mask(fitted.cases[0][1], (170, 150))) > 0.85
@@ -285,7 +292,7 @@ def test_below_the_threshold_nothing_is_solved(fitted: Fitted) -> None:
     calm = at_threshold(fitted.model, 1e9)
     image = fitted.cases[0][0]
     result = segment(calm, image)
-    assert (result.status, result.iterations) == ("normal", 0)
+    assert (result.status, result.iterations, result.verdict, result.residual) == ("normal", 0, "ok", 0)
     assert not result.mask.any()
     assert not result.initial_mask.any()
     assert not result.anomaly.any()
