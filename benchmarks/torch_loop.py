@@ -83,11 +83,11 @@ def features(image: Tensor, setup: Setup) -> tuple[Tensor, int]:
     return grid[0].flatten(1).T, image.shape[-1] // size[-1]
 
 
-def scores(found: Tensor, local: tuple[Tensor, ...]) -> Tensor:
+def scores(features: Tensor, local: tuple[Tensor, ...]) -> Tensor:
     """The summands of l_n at some positions, (4) or (7): (S,)."""
     if len(local) == 1:
-        return (found[:, None] - local[0]).square().sum(-1).min(1).values
-    delta = found - local[0]
+        return (features[:, None] - local[0]).square().sum(-1).min(1).values
+    delta = features - local[0]
     return ((delta[:, None] @ local[1])[:, 0] * delta).sum(-1)
 
 
@@ -147,8 +147,8 @@ def prepare(task: Task, setup: Setup, beta: float) -> Problem:
 
 def terms(normal: Tensor, problem: Problem, setup: Setup, alphas: tuple[float, float]) -> list[Tensor]:
     """Feature, pixel, variation and sparsity, which add up to F(n), (12)."""
-    found, stride = features(normal, setup)
-    feature = scores(found[problem.positions], problem.local).sum() * stride**2 / problem.score
+    grid, stride = features(normal, setup)
+    feature = scores(grid[problem.positions], problem.local).sum() * stride**2 / problem.score
     delta = normal[0].flatten(1).T - setup.mean[:, None]  # (Q, H·W, 3)
     pixel = ((delta @ setup.precision) * delta).sum(-1).min(0).values.sum()
     variation = normal.diff(dim=2).abs().sum() + normal.diff(dim=3).abs().sum()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,14 @@ def test_segment_lets_regions_grow(work: Path, monkeypatch: pytest.MonkeyPatch) 
     left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
     monkeypatch.setattr(segmentation, "find_region", lambda model, scores: find_region(model, scores) & left)
     sights = look(model, image[None])
+    threshold = float(np.quantile(sights[0].scores, 0.9))
+    model = replace(model, procedure=replace(model.procedure, threshold=threshold))
     regions = [find_region(model, sights[0].scores) & left]
     results = segmentation.segment_regions(model, image[None], sights, regions)
     (wanted,) = let_grow(model, image[None], sights, regions, results)
     assert wanted.rounds > 0
     for options, out in ((["--grow"], "grown"), ([], "plain")):
-        assert main(["segment", "model", str(path), *options, "--out", out]) == 0
+        assert main(["segment", "model", str(path), "--threshold", repr(threshold), *options, "--out", out]) == 0
     grown, plain = (json.loads((work / out / "results.jsonl").read_text()) for out in ("grown", "plain"))
     assert grown["iterations"] == wanted.result.iterations > plain["iterations"]
     assert not read_mask(work / "plain/000_mask.png")[~np.broadcast_to(left, truth.shape)].any()
@@ -117,9 +120,11 @@ def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsy
     assert [line["status"] == "failed" for line in lines] == [False, True, True, False, True]
     assert all(line["error"] in error for line, error in zip([*lines[1:3], lines[4]], errors, strict=True))
     stems = ["one_same", "two_same"]
+    kinds = ["mask.png", "normal.png", "panel.png", "score.tiff", "refined.tiff"]
     assert sorted(path.name for path in (work / "out").iterdir()) == sorted(
-        ["results.jsonl"] + [f"{stem}_{kind}.png" for stem in stems for kind in ("mask", "normal", "panel")]
+        ["results.jsonl"] + [f"{stem}_{kind}" for stem in stems for kind in kinds]
     )
+    assert {line.get("verdict") for line in lines} <= {None, "ok", "defect", "unexplained"}
     for stem, image in zip(stems, (wide, picture), strict=True):
         stored = np.asarray(Image.open(work / f"out/{stem}_mask.png"))
         assert stored.shape == image.shape[:2]
@@ -127,6 +132,11 @@ def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsy
         mask, normal = read_mask(work / f"out/{stem}_mask.png"), read_image(work / f"out/{stem}_normal.png")
         assert normal.shape == image.shape
         np.testing.assert_array_equal(normal[~mask], image[~mask])
+        for kind in ("score", "refined"):
+            with Image.open(work / f"out/{stem}_{kind}.tiff") as file:
+                values = np.asarray(file)
+            assert (values.dtype, values.shape) == (np.float32, image.shape[:2])
+            assert np.isfinite(values).all()
 
 
 def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.CaptureFixture) -> None:
