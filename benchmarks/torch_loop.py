@@ -83,11 +83,11 @@ def features(image: Tensor, setup: Setup) -> tuple[Tensor, int]:
     return grid[0].flatten(1).T, image.shape[-1] // size[-1]
 
 
-def scores(features: Tensor, local: tuple[Tensor, ...]) -> Tensor:
+def scores(embedded: Tensor, local: tuple[Tensor, ...]) -> Tensor:
     """The summands of l_n at some positions, (4) or (7): (S,)."""
     if len(local) == 1:
-        return (features[:, None] - local[0]).square().sum(-1).min(1).values
-    delta = features - local[0]
+        return (embedded[:, None] - local[0]).square().sum(-1).min(1).values
+    delta = embedded - local[0]
     return ((delta[:, None] @ local[1])[:, 0] * delta).sum(-1)
 
 
