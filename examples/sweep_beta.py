@@ -16,7 +16,7 @@ def solve(beta0):
     return f2.solve(start, model.energy, problem, model.settings.replace(beta0=beta0))
 
 
-weights = jnp.array([0.75, 1.5, 3.0, 6.0, 12.0])
+weights = jnp.array([0.1, 0.3, 1.0, 3.0, 10.0])
 solutions = jax.jit(jax.vmap(solve))(weights)  # every array of a solution has a leading axis of five
 
 masks = jnp.any(solutions.normal != problem.image, axis=-1)  # {a ≠ 0}
