@@ -191,12 +191,12 @@ def parser() -> argparse.ArgumentParser:
         "name",
         metavar="NAME",
         help="of the paper: table1 … table4, fig1, fig6 … fig11; beyond it: tuning, thresholds, sensitivity, growth, "
-        "real; or merge, to join the shares FOLDER, or results, for a RESULTS.md about the finished FOLDERs",
+        "real; or merge, to join the shares FOLDER, or results, for a results.md about the finished FOLDERs",
     )
     experiment.add_argument("parts", metavar="FOLDER", type=Path, nargs="*", help="merge, results: of earlier runs")
     experiment.add_argument("--data", type=Path, metavar="MVTEC_ROOT", help="folder of MVTec AD (embedded textures)")
     weights(experiment)
-    out(experiment, "DIR", "NAME.json, NAME.md, NAME.png and RESULTS.md; a run that is cut off goes on from here")
+    out(experiment, "DIR", "NAME.json, NAME.md, NAME.png and results.md; a run that is cut off goes on from here")
     experiment.add_argument(
         "--images", type=_at_least(1), metavar="N", help="test pictures a category (54; textures: 8)"
     )
