@@ -97,6 +97,11 @@ def is_checkpoint(folder: Path, *, kind: str) -> bool:
     return (folder / f"{kind}.json").is_file() and (folder / SUMS).is_file()
 
 
+def seal(folder: Path) -> str:
+    """SHA-256 of a checkpoint's list of digests, which names its content whatever the folder is called."""
+    return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
+
+
 def check_target(folder: Path, *, kind: str) -> None:
     """Makes sure that `save_arrays` would destroy nothing but a checkpoint of the same kind.
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from f2pad_jax import __version__
+from f2pad_jax.console import prepare_console
 from f2pad_jax.errors import InputError
 from f2pad_jax.startup import prepare_jax
 
-UNUSABLE, INTERRUPTED = 2, 130
+UNUSABLE, INTERRUPTED, UNREAD = 2, 130, 141
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,6 +172,9 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
     )
+    segment.add_argument(
+        "--resume", action="store_true", help="pass over pictures that an earlier run into DIR has done"
+    )
     weights(segment)
 
     evaluate = command("evaluate", "measure a model on test pictures with masks")
@@ -235,16 +240,30 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: arguments without the program's name; None takes the process's own.
 
     Returns:
-      0 on success, 2 where input was unusable (one line on stderr), 130 after an interruption.
+      0 on success, 2 where input was unusable (one line on stderr), 130 after an interruption, 141 where nobody reads
+      what is printed.
     """
+    prepare_console()
     arguments = parser().parse_args(argv)
     prepare_jax()
     try:
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 
-        return commands.COMMANDS[arguments.run](arguments)
+        status = commands.COMMANDS[arguments.run](arguments)
+        sys.stdout.flush()
+        return status
     except InputError as error:
         print(f"f2pad: error: {error}", file=sys.stderr)
+        return UNUSABLE
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return UNREAD
+    except OSError as error:  # a disk that is full, a folder that was taken away
+        what = f"the system refused ({error.strerror or error})"
+        print(f"f2pad: error: {InputError(what, where=error.filename)}", file=sys.stderr)
+        return UNUSABLE
+    except MemoryError:
+        print("f2pad: error: there is not enough memory", file=sys.stderr)
         return UNUSABLE
     except KeyboardInterrupt:
         print("f2pad: interrupted", file=sys.stderr)

@@ -14,8 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from tqdm import tqdm
 
-from f2pad_jax import report
-from f2pad_jax.checkpoint import check_target, is_checkpoint
+from f2pad_jax import __version__, report
+from f2pad_jax.checkpoint import check_target, is_checkpoint, seal
 from f2pad_jax.core import Settings
 from f2pad_jax.data.layouts import list_images, load_images, load_tests, open_category
 from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
@@ -171,7 +171,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     out = _results_folder(arguments.out)
-    records = segment_files(model, paths, out, grow=arguments.grow, on_failure=_complain)
+    made_by = f"{__version__} {seal(arguments.model)} {model.threshold!r} {arguments.grow}"
+    records = segment_files(
+        model, paths, out, made_by=made_by, grow=arguments.grow, resume=arguments.resume, on_failure=_complain
+    )
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
 
 
@@ -326,7 +329,7 @@ def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, repo
     write_json(out / "metrics.json", metrics_file(runs))
     console = Console()
     report.print_table(runs, console)
-    console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False)
+    console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _status(runs: Sequence[dict[str, Any]]) -> int:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+LONGEST, SHORTEST = 300, 60  # characters of a line as a rule, and of what is wrong even where names are long
+
 
 class InputError(ValueError):
     """Input that cannot be used: what is wrong, where it is, and how to hint it, in one line.
@@ -16,7 +20,13 @@ class InputError(ValueError):
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        line = f"{where}: {what}" if where is not None else what
-        if hint:
-            line = f"{line}; {hint}"
-        super().__init__(" ".join(line.split()))
+        place, advice = _cut(f"{where}: " if where is not None else ""), _cut(f"; {hint}" if hint else "")
+        what = _cut(what, max(SHORTEST, LONGEST - len(place) - len(advice)))
+        super().__init__(f"{place}{what}{advice}")
+
+
+def _cut(text: str, most: int = LONGEST) -> str:
+    """At most so many characters that can be shown, in one line: what files hold may be long, or control a terminal."""
+    line = re.sub(r"\s+", " ", text[: 4 * most])
+    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
+    return line if len(line) <= most else f"{line[: most - 1]}…"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,33 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
       InputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name[:64]}.{uuid.uuid4().hex}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # the file's own name may be as long as names can be
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror})", where=path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # whose own error would hide the one that matters
+            temporary.unlink(missing_ok=True)
+
+
+def append_line(path: str | os.PathLike[str], value: Any) -> None:
+    """Adds a line of JSON to a file, which is flushed.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    try:
+        with Path(path).open("a", encoding="utf-8") as lines:
+            lines.write(json_line(value))
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=path) from error
+
+
+def json_line(value: Any) -> str:
+    """A value as a line of a file of JSON lines."""
+    return json.dumps(value) + "\n"
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:

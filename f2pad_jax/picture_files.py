@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +18,12 @@ from f2pad_jax import report
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
-from f2pad_jax.output import write_bytes
+from f2pad_jax.output import append_line, json_line, write_bytes
 from f2pad_jax.segmentation import GROUP, Segmentation, segment
+
+RECORDS = "results.jsonl"
+FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
+LONGEST = 220  # bytes of a stem; file systems take names of 255
 
 
 def segment_files(
@@ -24,21 +31,25 @@ def segment_files(
     paths: Sequence[Path],
     out: Path,
     *,
+    made_by: str = "",
     grow: bool = False,
+    resume: bool = False,
     on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Segments picture files into an existing folder.
 
     Writes `<stem>_mask.png`, `<stem>_normal.png`, `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and
-    `<stem>_refined.tiff` for each, and `results.jsonl`.
-    Pictures that share a stem are told apart by the names of their folders. A picture that cannot be used
+    `<stem>_refined.tiff` for each, and adds a line to `results.jsonl` as each is done; at the end the lines are sorted.
+    Pictures that share a stem are told apart by the names of their folders. Whatever goes wrong with a picture
     loses none of the others.
 
     Args:
       model: as fitted or tuned.
       paths: the picture files.
       out: the folder.
+      made_by: names the model and the options; goes into each record's `key`, with the bytes of the picture.
       grow: whether regions grow where n scores high at their border.
+      resume: whether pictures are passed over that are done already: by their record, its `key` and the files it names.
       on_failure: called with what is wrong with a picture, as soon as it is known.
 
     Returns:
@@ -49,17 +60,63 @@ def segment_files(
     """
     if any(path.parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, hint="name another folder")
-    records: list[dict[str, Any]] = []
-    stems = output_stems(paths)
-    try:
-        with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
-            for first in range(0, len(paths), GROUP):
-                group = slice(first, first + GROUP)
-                records += _segment_group(model, paths[group], out, stems[group], grow=grow, on_failure=on_failure)
-                bar.update(len(paths[group]))
-    finally:  # what was done before an interruption is on record as well
-        write_bytes(out / "results.jsonl", "".join(json.dumps(record) + "\n" for record in records).encode())
+    lines, stems = out / RECORDS, output_stems(paths)
+    earlier = _whole_records(out) if resume else {}
+    records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
+    write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
+    with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
+        for first in range(0, len(paths), GROUP):
+            todo = []
+            for place in range(first, min(first + GROUP, len(paths))):
+                key, kept = _key(paths[place], made_by), earlier.get(str(paths[place]), {})
+                records[place]["key"] = key
+                if key and (kept.get("key"), kept.get("mask")) == (key, f"{stems[place]}_mask.png"):
+                    records[place] = kept
+                    bar.update()
+                else:
+                    todo.append(place)
+            group = [(paths[place], stems[place]) for place in todo]
+            for index, found in _segment_group(model, group, out, grow=grow):
+                if isinstance(found, InputError):
+                    on_failure(found)
+                    found = {"status": "failed", "error": str(found)}
+                records[todo[index]] |= found
+                append_line(lines, records[todo[index]])
+                bar.update()
+    write_bytes(lines, "".join(map(json_line, records)).encode())
     return records
+
+
+def _key(path: Path, made_by: str) -> str:
+    """What a result is a function of, in 16 digits: model, options and picture; empty where that cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return ""
+        with path.open("rb") as file:
+            picture = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+    return hashlib.sha256(f"{made_by} {picture}".encode()).hexdigest()[:16]
+
+
+def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
+    """The records of an earlier run whose files are all there, by the name of their picture; the last one counts."""
+    try:
+        texts = (out / RECORDS).read_text("utf-8").splitlines()
+    except (OSError, ValueError):
+        return {}
+    whole = {}
+    for text in texts:
+        with suppress(ValueError, RecursionError):  # a line that was cut off
+            record = json.loads(text)
+            if isinstance(record, dict) and record.get("status", "failed") != "failed" and _has_files(record, out):
+                whole[str(record.get("image"))] = record
+    return whole
+
+
+def _has_files(record: dict[str, Any], out: Path) -> bool:
+    names = [record.get(kind) for kind in FILES]
+    return all(isinstance(name, str) and (out / name).is_file() for name in names)
 
 
 def output_stems(paths: Sequence[Path]) -> list[str]:
@@ -76,8 +133,17 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
             numbered = (f"{full}_{number}" for number in range(2, len(paths) + 2))
             stem = next(name for name in (longer, full, *numbered) if name.casefold() not in taken)
             taken.add(stem.casefold())
-        stems.append(stem)
+        stems.append(_short(stem, path))
     return stems
+
+
+def _short(stem: str, path: Path) -> str:
+    """A stem with which names of files are not longer than file systems allow, told apart by a digest of the path."""
+    raw = os.fsencode(stem)
+    if len(raw) <= LONGEST:
+        return stem
+    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
+    return f"{raw[: LONGEST - 9].decode('utf-8', 'ignore')}_{digest}"
 
 
 def panel_row(
@@ -97,35 +163,39 @@ def panel_row(
 
 
 def _segment_group(
-    model: Model,
-    paths: Sequence[Path],
-    out: Path,
-    stems: Sequence[str],
-    *,
-    grow: bool,
-    on_failure: Callable[[InputError], None],
-) -> list[dict[str, Any]]:
-    """Pictures that are solved together, and their records in the order given."""
-    records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
-
-    def fail(place: int, error: InputError) -> None:
-        on_failure(error)
-        records[place] |= {"status": "failed", "error": str(error)}
-
+    model: Model, group: Sequence[tuple[Path, str]], out: Path, *, grow: bool
+) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+    """Pictures that are solved together: index in the group, and facts or what is wrong, as each is done."""
     images: dict[int, np.ndarray] = {}
-    for place, path in enumerate(paths):
+    for index, (path, _) in enumerate(group):
         try:
-            images[place] = read_image(path)
-        except InputError as error:
-            fail(place, error)
-    if images:
-        results = segment(model, list(images.values()), grow=grow)
-        for (place, image), result in zip(images.items(), results, strict=True):
-            try:
-                records[place] |= _write_result(model, paths[place], image, result, out, stems[place])
-            except InputError as error:
-                fail(place, error)
-    return records
+            images[index] = read_image(path)
+        except Exception as error:
+            yield index, _told(error, path)
+    try:
+        results = segment(model, list(images.values()), grow=grow) if images else []
+    except Exception as error:
+        if len(group) == 1:
+            yield 0, _told(error, group[0][0])
+            return
+        # One of them is to blame, or all together were too much: each has its own chance.
+        for index in images:
+            for _, found in _segment_group(model, [group[index]], out, grow=grow):
+                yield index, found
+        return
+    for (index, image), result in zip(images.items(), results, strict=True):
+        path, stem = group[index]
+        try:
+            yield index, _write_result(model, path, image, result, out, stem)
+        except Exception as error:
+            yield index, _told(error, path)
+
+
+def _told(error: Exception, path: Path) -> InputError:
+    """An error as one line about a picture, foreseen or not."""
+    if isinstance(error, InputError):
+        return error
+    return InputError(f"failed ({type(error).__name__}: {error})", where=path)
 
 
 def _write_result(

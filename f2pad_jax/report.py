@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from f2pad_jax import metrics
@@ -54,14 +56,15 @@ def draw(rows: Sequence[Row]) -> Figure:
     known = any(row.truth is not None for row in rows)
     columns = [name for name in COLUMNS if known or name != "truth"]
     tiles = [[tile for tile, name in zip(_tiles(row), COLUMNS, strict=True) if name in columns] for row in rows]
-    labels = [row.label if len(row.label) <= LABEL else f"…{row.label[1 - LABEL :]}" for row in rows]
-    return draw_tiles(tiles, columns=columns, labels=labels)
+    return draw_tiles(tiles, columns=columns, labels=[_label(row.label) for row in rows])
 
 
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    with warnings.catch_warnings():  # a sign that no font has is drawn as a box
+        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
+        figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -73,7 +76,7 @@ def print_table(runs: Sequence[dict[str, Any]], console: Console | None = None) 
     for name in ("images", "IoU", "DICE", "closed", "s/image"):
         table.add_column(name, justify="right", no_wrap=True)
     for run in runs:
-        table.add_row(run["category"], run["detector"], *_cells(run))
+        table.add_row(escape(run["category"]), run["detector"], *_cells(run))
     if len(runs) > 1:
         table.add_section()
         table.add_row("mean", "", *_cells(_mean(runs)), style="bold")
@@ -102,6 +105,12 @@ def _mean(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "closed": gap_closed(backbone["iou"], refined["iou"]),
         "seconds": float(np.mean([run["seconds"] for run in runs])),
     }
+
+
+def _label(text: str) -> str:
+    """The end of a name, of signs that can be drawn."""
+    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    return shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}"
 
 
 def _tiles(row: Row) -> list[Tile]:

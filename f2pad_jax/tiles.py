@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -86,7 +86,9 @@ def draw_tiles(
         bottom = whole[1] - head - number * step - height
         if any(labels):
             place = (_LABEL / 2 / whole[0], (bottom + height / 2) / whole[1])
-            figure.text(*place, labels[number], rotation=90, ha="center", va="center", fontsize=7, color="0.25")
+            # labels are names of files, and "$" in them no mathematics
+            style: dict[str, Any] = {"fontsize": 7, "color": "0.25", "parse_math": False}
+            figure.text(*place, labels[number], rotation=90, ha="center", va="center", **style)
         left = margin
         for column, (tile, span) in enumerate(zip(row, spans, strict=True)):
             axes = figure.add_axes((left / whole[0], bottom / whole[1], span / whole[0], height / whole[1]))

@@ -6,7 +6,6 @@ import io
 import logging
 import os
 import threading
-import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,17 +100,10 @@ def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    path = Path(path)
     array = np.asarray(array)
-    picture = Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        picture.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror})", where=path) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    Image.fromarray(array.astype(np.uint8) * 255 if array.dtype == bool else array).save(buffer, format="PNG")
+    write_bytes(path, buffer.getvalue())
 
 
 def write_tiff(path: str | os.PathLike[str], values: np.ndarray) -> None:
