@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 import f2pad_jax as f2
-from f2pad_jax.core.solver import solution
+from f2pad_jax.core import solution
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
 

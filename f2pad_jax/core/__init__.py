@@ -12,7 +12,7 @@ from f2pad_jax.core.penalty import Penalty
 from f2pad_jax.core.priors import PixelMixture
 from f2pad_jax.core.settings import Settings
 from f2pad_jax.core.sharing import Sharing, share, sharing_weights
-from f2pad_jax.core.solver import Info, Solution, State, Status, advance, init, levels_of, solve, step
+from f2pad_jax.core.solver import Info, Solution, State, Status, advance, init, levels_of, solution, solve, step
 
 __all__ = [
     "Energy",
@@ -34,6 +34,7 @@ __all__ = [
     "penalties",
     "share",
     "sharing_weights",
+    "solution",
     "solve",
     "solve_many",
     "step",

@@ -328,7 +328,8 @@ def solution(state: State, info: Info) -> Solution:
     """What a solve has come to, by its last state and the last step's `Info`."""
     best = state.descent
     sparse = jnp.any(jnp.stack(best.terms) != 0)
-    lost = sparse & ~best.descended & (state.status != Status.NON_FINITE)
+    # At a limit that comes with the first sparse step, F of no other n is known: nothing has risen.
+    lost = sparse & ~best.descended & (best.shrink < 1) & (state.status != Status.NON_FINITE)
     return Solution(
         normal=jnp.where(sparse, best.normal, state.normal),
         status=jnp.where(lost, Status.DIVERGED, state.status).astype(jnp.int32),
