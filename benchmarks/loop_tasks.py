@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from f2pad_jax import Model
 from f2pad_jax.model import Sight, look
-from f2pad_jax.preparing import Plan, find_region, plan
+from f2pad_jax.preparing import Plan, locate, plan
 
 
 class Setup(NamedTuple):
@@ -53,7 +53,7 @@ def given(model: Model, images: np.ndarray, truths: np.ndarray) -> list[tuple[Pl
 
 def region_of(model: Model, sight: Sight, truth: np.ndarray) -> np.ndarray:
     """The region that is found, or where none is, the enlarged truth: solves are measured, not detectors."""
-    region = find_region(model, sight.scores)
+    region = locate(model, sight).region
     return region if region.any() else ndimage.binary_dilation(truth, iterations=model.procedure.dilation)
 
 

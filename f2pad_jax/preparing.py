@@ -21,7 +21,7 @@ SPREAD = 1.3  # of the cells of a map at twice the stride a share larger by this
 SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
-def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
+def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.ndarray:
     """Where n is free, step 3 of Algorithm 1, dilated.
 
     A picture unlike the training pictures scores high all over; then only its highest pixels count.
@@ -29,6 +29,7 @@ def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
     Args:
       model: as fitted or tuned.
       scores: smoothed score map, (S, S).
+      faint: whether pieces that stay below the threshold count as well.
 
     Returns:
       (S, S) bool; nothing where no score reaches the threshold.
@@ -36,8 +37,9 @@ def find_region(model: Model, scores: np.ndarray) -> np.ndarray:
     procedure, threshold = model.procedure, model.threshold
     low = threshold if procedure.region == "threshold" else min(model.limits.pixel, threshold)
     free = scores > max(low, float(np.quantile(scores, 1 - procedure.largest)))
-    pieces = ndimage.binary_propagation(free & (scores > threshold), mask=free, structure=SQUARE)
-    return ndimage.binary_dilation(pieces, iterations=procedure.dilation)
+    if not faint:
+        free = ndimage.binary_propagation(free & (scores > threshold), mask=free, structure=SQUARE)
+    return ndimage.binary_dilation(free, iterations=procedure.dilation)
 
 
 class Affected(NamedTuple):
@@ -102,6 +104,39 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
         return Start(image, fill, filled=False)
     return Start(fill, fill, filled=True)
+
+
+class Place(NamedTuple):
+    """Where to look in a picture, and from what to begin.
+
+    Attributes:
+      region: where n is free, (S, S) bool.
+      start: n⁽⁰⁾; None where n is free nowhere.
+    """
+
+    region: np.ndarray
+    start: Start | None
+
+
+def locate(model: Model, sight: Sight) -> Place:
+    """Steps 2 and 3 of Algorithm 1: the region and n⁽⁰⁾.
+
+    A fill differs from x wherever it is no perfect copy, so from a fill only pieces that reach the threshold count.
+    From x a pixel leaves only where l_n gains more than sparsity costs: there the solve itself decides, and fainter
+    pieces are looked at as well, but not below a threshold that somebody has named.
+
+    Args:
+      model: as fitted or tuned.
+      sight: the picture.
+    """
+    region = find_region(model, sight.scores)
+    wide = find_region(model, sight.scores, faint=True) if model.procedure.threshold is None else region
+    start = begin(model, sight.image, wide) if wide.any() else None
+    if start is None or not start.filled:
+        return Place(wide, start)
+    if (region != wide).any():
+        start = begin(model, sight.image, region) if region.any() else None
+    return Place(region, start)
 
 
 class Plan(NamedTuple):
@@ -204,5 +239,6 @@ def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
     """
     square = resize_image(check_images(image, rank=3), (model.size, model.size))
     (sight,) = look(model, square[None])
-    start, problem, _ = build(model, plan(model, sight, find_region(model, sight.scores)))
+    place = locate(model, sight)
+    start, problem, _ = build(model, plan(model, sight, *place))
     return problem, start

@@ -20,7 +20,7 @@ from f2pad_jax.core import Energy, Solution, levels_of, solve_many
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_mask
 from f2pad_jax.model import Model, Sight, look, smooth_map
-from f2pad_jax.preparing import SQUARE, Plan, Start, build, find_region, plan, plan_estimation
+from f2pad_jax.preparing import SQUARE, Plan, Start, build, locate, plan, plan_estimation
 
 LANES = 64  # per accelerator
 DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
@@ -44,7 +44,7 @@ class Segmentation:
       residual: the highest s_ij that are left in n, over those of a usual normal picture or a quarter of what they were
         in x; up to 1 the anomaly is explained. 0 where n was free nowhere.
       iterations: of the main solve.
-      status: "converged", "iteration limit", "non-finite" or "normal" (nothing reached the region threshold).
+      status: "converged", "iteration limit", "non-finite" or "normal" (n was free nowhere).
       seconds: wall time; of pictures that are segmented together, each one's share.
     """
 
@@ -62,9 +62,9 @@ class Segmentation:
     @property
     def verdict(self) -> str:
         """Of the picture: "ok", "defect", or "unexplained", where something stands out that no mask accounts for."""
-        if self.status == "normal":
-            return "ok"
-        return "defect" if self.mask.any() and self.residual <= 1 else "unexplained"
+        if not self.mask.any():
+            return "unexplained" if self.initial_mask.any() else "ok"
+        return "defect" if self.residual <= 1 else "unexplained"
 
 
 @overload
@@ -118,8 +118,9 @@ def segment_squares(
     from f2pad_jax.growing import let_grow  # solves again by `segment_regions`
 
     sights = look(model, images)
-    regions = [find_region(model, sight.scores) for sight in sights]
-    results = segment_regions(model, images, sights, regions, title=title)
+    places = [locate(model, sight) for sight in sights]
+    regions, starts = [place.region for place in places], [place.start for place in places]
+    results = segment_regions(model, images, sights, regions, starts=starts, title=title)
     return [growth.result for growth in let_grow(model, images, sights, regions, results)] if grow else results
 
 
@@ -129,7 +130,7 @@ def segment_regions(
     sights: Sequence[Sight],
     regions: Sequence[np.ndarray],
     *,
-    starts: Sequence[Start] | None = None,
+    starts: Sequence[Start | None] | None = None,
     title: str | None = None,
 ) -> list[Segmentation]:
     """Steps 4 to 6 of Algorithm 1 where the regions are known.

@@ -11,7 +11,7 @@ from scipy.stats import sem
 from f2pad_jax.fitting import refit_mixture, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, look
-from f2pad_jax.preparing import begin, find_region, plan
+from f2pad_jax.preparing import locate, plan
 from f2pad_jax.segmentation import find_outcomes
 
 COUNT = 8  # synthetic pictures that a setting is judged by; those that do not lead after half of them are dropped
@@ -38,9 +38,9 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Reach:
     """
     cases = []
     for sight, mask in zip(look(model, images), masks, strict=True):
-        region = find_region(model, sight.scores)
-        if region.any():  # a picture without region scores the same whatever the settings
-            cases.append((sight, region, begin(model, sight.image, region), mask))
+        place = locate(model, sight)
+        if place.region.any():  # a picture without region scores the same whatever the settings
+            cases.append((sight, *place, mask))
 
     def reach(candidates: Sequence[Model], which: slice) -> np.ndarray:
         chosen = cases[which]

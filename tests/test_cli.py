@@ -22,12 +22,12 @@ from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
 from f2pad_jax.growing import let_grow
-from f2pad_jax.model import Model, look, paper_settings
+from f2pad_jax.model import Model, Sight, look, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.picture_files import output_stems
-from f2pad_jax.preparing import find_region
+from f2pad_jax.preparing import Place, begin, find_region
 from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64
@@ -81,7 +81,12 @@ def test_segment_lets_regions_grow(work: Path, monkeypatch: pytest.MonkeyPatch) 
     model, path = load_model("model"), work / "set/brick/test/color/000.png"
     image, truth = read_image(path), read_mask(work / "set/brick/ground_truth/color/000_mask.png")
     left = np.arange(SIZE)[None] < np.mean(np.nonzero(truth)[1])
-    monkeypatch.setattr(segmentation, "find_region", lambda model, scores: find_region(model, scores) & left)
+
+    def half(model: Model, sight: Sight) -> Place:
+        region = find_region(model, sight.scores) & left
+        return Place(region, begin(model, sight.image, region))
+
+    monkeypatch.setattr(segmentation, "locate", half)
     sights = look(model, image[None])
     threshold = float(np.quantile(sights[0].scores, 0.9))
     model = replace(model, procedure=replace(model.procedure, threshold=threshold))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,7 @@ from f2pad_jax.fitting import fit, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.preparing import build, find_region, plan, plan_estimation, prepare
+from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
 from f2pad_jax.segmentation import Segmentation, clean, find_solutions, read_off, refine, segment, segment_regions
 
 SIDE = 64
@@ -139,6 +139,33 @@ def test_the_region_is_what_reaches_the_threshold_and_what_belongs_to_it(fitted:
     np.testing.assert_array_equal(find_region(model, scores), wanted)
     papers = replace(model, procedure=replace(model.procedure, region="threshold", dilation=1))
     assert find_region(papers, scores).sum() == 5
+
+
+def test_faint_pieces_count_where_the_solve_starts_from_x(fitted: Fitted) -> None:
+    model, scores = fitted.model, np.zeros((fitted.model.size,) * 2, np.float32)
+    low, high = 1.01 * model.limits.pixel, 1.01 * model.threshold
+    scores[10:20, 10:20], scores[15, 15], scores[40:44, 40:44] = low, high, low
+    (sight,) = look(model, fitted.cases[0][0][None])
+    strong, every = (find_region(model, scores, faint=faint) for faint in (False, True))
+    assert every[strong].all()
+    assert every.sum() > strong.sum() > 0
+
+    def found(start: Literal["matching", "image"], threshold: float | None = None, share: float = 1.0) -> Place:
+        procedure = replace(model.procedure, start=start, threshold=threshold)
+        return locate(replace(model, procedure=procedure), sight._replace(scores=np.float32(share) * scores))
+
+    for place, wanted in (
+        (found("matching"), strong),
+        (found("image"), every),
+        (found("image", model.threshold), strong),
+        (found("matching", share=0.99 * low / high), np.zeros_like(strong)),
+    ):
+        np.testing.assert_array_equal(place.region, wanted)
+        assert (place.start is None) == (not wanted.any())
+    filled = found("matching").start
+    assert filled is not None
+    assert filled.filled
+    np.testing.assert_array_equal(filled.normal, begin(model, sight.image, strong).fill)
 
 
 def test_with_levels_each_piece_is_read_off_at_its_own(fitted: Fitted) -> None:

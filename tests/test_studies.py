@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ from solving import tiny_extractor
 
 from f2pad_jax import preparing
 from f2pad_jax.cli import main
+from f2pad_jax.data.layouts import TestImage
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.experiments import command, registry, runs, sets, studies, variants
+from f2pad_jax.experiments import baselines, command, registry, runs, sets, studies, variants
 from f2pad_jax.experiments.models import Unit
 from f2pad_jax.fitting import fit
 from f2pad_jax.growing import Growth, grow, let_grow
@@ -254,20 +256,71 @@ def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: py
     ]  # fmt: skip
     bent = [image["f2pad_iou"] for image in run["per_image"] if image["defect"]]
     assert run["f2pad"]["iou"] == pytest.approx(np.mean(bent), abs=0.01)  # the good picture does not count
-    (row,) = rows(tmp_path / "out", "real")
+    row = rows(tmp_path / "out", "real")[0]
     assert row[2] == "2 / 1"
-    measures = ("aupro", "pixel_auroc", "f1max")
-    assert row[3:6] == [f"{run['backbone'][key]:.1f} → {run['f2pad'][key]:.1f}" for key in measures]
-    assert row[6].startswith(f"{run['backbone_oracle']['iou']:.1f} / ")
+    assert float(row[3]) >= run["backbone_oracle"]["iou"] - 0.05  # no threshold has a higher mean IoU
+    assert row[4] == f"{run['backbone']['iou']:.1f}"
+    assert row[7].startswith(f"{run['f2pad']['iou']:.1f} / ")
+    assert row[8] == f"{run['good_marked']} of 1"
+    text = (tmp_path / "out" / "real.md").read_text("utf-8")
+    (maps,) = (line for line in text.partition("refined map")[2].splitlines() if line.startswith("| padim"))
+    measures = ("pixel_auroc", "aupro", "aupro_5", "f1max", "image_auroc", "image_f1max")
+    wanted = [f"{run['backbone'][key]:.1f} → {run['f2pad'][key]:.1f}" for key in measures]
+    assert [cell.strip() for cell in maps.strip("|").split("|")][2:] == wanted
     assert main(["experiment", "table1", *asked]) == 2  # cut-paste sets go to another folder
     assert "another dataset" in capsys.readouterr().err
 
 
 def test_of_real_pictures_some_of_each_kind_are_taken(mvtec: Path, tmp_path: Path) -> None:
-    made = sets.load_category("nut", tmp_path / "set", dataset=sets.REAL, data=mvtec, images=2, seed=0)
+    made = sets.load_category("nut", tmp_path / "set", dataset=sets.REAL, data=mvtec, images=1, seed=0)
     assert made.names == ["bent/000", "good/000"]
     assert made.train.shape == (TRAIN - 1, SIZE, SIZE, 3)
     assert made.masks.any(axis=(1, 2)).tolist() == [True, False]
+
+
+def test_a_sample_has_of_each_kind_its_share() -> None:
+    counts = {"bent": 40, "colour": 20, "scratch": 4}
+    cases = [TestImage(Path(f"{k:03d}.png"), kind, None) for kind, count in counts.items() for k in range(count)]
+    sample = sets.stratified(cases, 16)
+    assert Counter(case.defect for case in sample) == {"bent": 10, "colour": 5, "scratch": 1}
+    assert len({*map(id, sample)}) == 16
+    assert sets.stratified(cases, 64) == cases
+
+
+def test_every_kind_of_anomaly_has_a_row_beside_what_needs_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = replace(registry.EXPERIMENTS["kinds"], kinds=("colour", "grey"))
+    monkeypatch.setitem(registry.EXPERIMENTS, "kinds", made)
+    assert main(["experiment", "kinds", *ONE, "--images", "4", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "kinds.png").is_file()
+    colour, grey = rows(tmp_path, "kinds")
+    assert [row[:3] for row in (colour, grey)] == [["padim", "colour", "2"], ["padim", "grey", "2"]]
+    run = run_of(tmp_path, "kinds", "full")
+    category = sets.read_category(tmp_path / "sets" / "brick")
+    for row, folder in ((colour, "color"), (grey, "grey")):
+        chosen = [k for k, name in enumerate(category.names) if name.startswith(folder)]
+        images = [image for image in run["per_image"] if image["image"].startswith(folder)]
+        assert row[3] == f"{np.mean([image['backbone_iou'] for image in images]):.1f}"
+        assert row[8].startswith(f"{np.mean([image['f2pad_iou'] for image in images]):.1f} (")
+        # Grey photographs have no chroma: whatever has any is marked.
+        marked = [np.ptp(category.images[k].astype(int), axis=-1) > 0 for k in chosen]
+        ious = [100 * iou(mask, category.masks[k]) for mask, k in zip(marked, chosen, strict=True)]
+        assert row[5] == f"{np.mean(ious):.1f}"
+    assert float(colour[5]) > 95 > float(grey[5])
+
+
+def test_masks_from_score_maps_alone() -> None:
+    rng = np.random.default_rng(0)
+    truth = np.zeros((48, 48), bool)
+    truth[16:30, 18:34] = True
+    image = np.where(truth[..., None], 200, 60) + rng.integers(0, 20, (48, 48, 3))
+    scores = ndimage.gaussian_filter(truth.astype(float), 5)
+    for rule in baselines.MAPS.values():
+        assert not rule(image.astype(np.uint8), scores, 2.0).any()
+    walked = baselines.random_walk(image.astype(np.uint8), scores, 0.1)
+    assert iou(walked, truth) > 0.95 > iou(baselines.otsu(image, scores, 0.1), truth)
+    np.testing.assert_array_equal(baselines.otsu(image, scores, 0.1), scores > threshold_otsu(scores))
 
 
 def test_tunings_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,7 +122,6 @@ def read_case(unit: Unit, out: Path, category: Category, pictures: Sequence[int]
     category = category._replace(images=category.images[chosen], masks=category.masks[chosen], names=names)
     results, truths = [part.result for part in parts], category.masks
     own = {name: facts.pop(name) for name in OWN}
-    del own["threshold"]
     run = measure(facts, results, truths, names)
     best = run["backbone_oracle"]["threshold"]
     masks = {

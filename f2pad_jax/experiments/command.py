@@ -202,7 +202,7 @@ def _task(plan: dict[str, Any], category: Callable[[str], sets.Category], networ
 
 def _categories(request: Request, plan: dict[str, Any]) -> Callable[[str], sets.Category]:
     folder = make_folder(request.out / "sets")
-    facts = {name: plan[name] for name in ("dataset", "images", "seed")}
+    facts = {name: plan[name] for name in ("dataset", "images", "seed", "kinds")}
     return cache(lambda name: sets.load_category(name, folder, data=request.data, **facts))
 
 
@@ -232,12 +232,14 @@ def _plan(request: Request) -> dict[str, Any]:
         if name not in categories:
             raise InputError("no such category", where=name, hint=f"choose from {', '.join(categories)}")
     detectors = {detector_class(name).name: None for name in request.detectors or DETECTORS}
-    default = sets.TEXTURE_IMAGES if request.data is None else sets.PART_IMAGES
+    few = request.data is None and len(EXPERIMENTS[request.name].kinds) == 1
+    default = sets.TEXTURE_IMAGES if few else sets.PART_IMAGES
     return {
         "dataset": sets.EMBEDDED if request.data is None else sets.REAL if real else sets.CUT_PASTE,
         "images": request.images or default,
         "size": sets.SIZE,
         "seed": request.seed,
+        "kinds": [*EXPERIMENTS[request.name].kinds],
         "tuning": request.tuning,
         "categories": sorted(request.categories or categories),
         "detectors": sorted(detectors, key=[*DETECTORS, *detectors].index),

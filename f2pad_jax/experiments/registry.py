@@ -5,13 +5,24 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from f2pad_jax.detectors.cflow import FEW_SHOTS
-from f2pad_jax.experiments import figures, studies, tables
+from f2pad_jax.experiments import defects, figures, studies, tables
 from f2pad_jax.experiments.cases import Case
-from f2pad_jax.experiments.variants import ABLATIONS, CHOICES, CURVES, FULL, GROWTH, SENSITIVITY, THRESHOLDS, TUNINGS
+from f2pad_jax.experiments.variants import (
+    ABLATIONS,
+    CHOICES,
+    CURVES,
+    FILL,
+    FULL,
+    GROWTH,
+    SENSITIVITY,
+    THRESHOLDS,
+    TUNINGS,
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +39,8 @@ class Experiment:
       figure: draws complete units; their parts are in the results folder.
       printed: whether the paper has it.
       real: whether the test pictures are MVTec AD's own defects, whose results go to a folder of their own.
+      kinds: names of `anomalies.KINDS` that made test pictures take in turn; others than colours go to a folder of
+        their own as well.
     """
 
     name: str
@@ -38,15 +51,18 @@ class Experiment:
     figure: Callable[[Sequence[Case], Path], Figure] | None = None
     printed: bool = True
     real: bool = False
+    kinds: tuple[str, ...] = ("colour",)
 
 
-def _study(name: str, section: str, variants: tuple[str, ...], *, real: bool = False) -> Experiment:
-    """An experiment that the paper lacks; `studies` has its table, and its figure where there is one."""
-    table, figure = getattr(studies, name), getattr(studies, f"{name}_figure", None)
-    return Experiment(name, section, variants, table=table, figure=figure, printed=False, real=real)
+def _study(name: str, section: str, variants: tuple[str, ...], **pictures: Any) -> Experiment:
+    """An experiment that the paper lacks; its module has its table, and its figure where there is one."""
+    home = defects if hasattr(defects, name) else studies
+    table, figure = getattr(home, name), getattr(home, f"{name}_figure", None)
+    return Experiment(name, section, variants, table=table, figure=figure, printed=False, **pictures)
 
 
-_ABLATED = (FULL, "initialisation", "no-pixel-prior", "no-sparsity")
+GRADED = ("colour", "grey", "own", "translucent", "structural", "texture", "blur", "brightness", "scratch")
+_ABLATED = (FULL, FILL, "no-pixel-prior", "no-sparsity")
 _ALL = (
     Experiment("table1", "Table I", table=tables.comparison),
     Experiment("table2", "Table II", shots=FEW_SHOTS, table=tables.comparison),
@@ -64,6 +80,7 @@ _ALL = (
     _study("choices", "What each choice is worth", (FULL, *CHOICES)),
     _study("growth", "Regions that grow", (FULL, GROWTH)),
     _study("tuning", "What tuning is worth", TUNINGS),
+    _study("kinds", "Kinds of anomaly", (FULL, FILL), kinds=GRADED),
     _study("real", "MVTec AD's own defects", (FULL,), real=True),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

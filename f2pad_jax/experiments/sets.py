@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from f2pad_jax.data.anomalies import folder_of
 from f2pad_jax.data.images import read_image
-from f2pad_jax.data.layouts import load_images, load_tests, new_folder, open_category, read_test
+from f2pad_jax.data.layouts import TestImage, load_images, load_tests, new_folder, open_category, read_test
 from f2pad_jax.data.synthesize import synthesize_category, write_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.errors import InputError
@@ -63,7 +65,16 @@ def extractor_name(detector: str, dataset: str) -> str:
     return LITE if dataset == EMBEDDED else NETWORKS.get(detector, LITE)
 
 
-def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, images: int, seed: int) -> Category:
+def load_category(
+    name: str,
+    folder: Path,
+    *,
+    dataset: str,
+    data: Path | None,
+    images: int,
+    seed: int,
+    kinds: Sequence[str] = ("colour",),
+) -> Category:
     """One category, made in `folder` first where it is not there yet. The same seed gives the same bytes.
 
     Textures are crops of photographs with pasted colours. Cut-paste sets are the normal pictures of MVTec AD with
@@ -75,8 +86,10 @@ def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, i
       folder: that holds a folder for each category.
       dataset: `EMBEDDED`, `CUT_PASTE` or `REAL`.
       data: MVTec AD; None for the textures.
-      images: test pictures; of MVTec AD at most so many, spread evenly over all kinds of defects.
+      images: test pictures; of MVTec AD's own at most so many of the defective ones, spread evenly over the pictures of
+        each kind, and as many good ones.
       seed: of all random choices.
+      kinds: of the anomalies that are made, names of `anomalies.KINDS`, in turn.
 
     Raises:
       InputError: the category cannot be made or read.
@@ -84,7 +97,7 @@ def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, i
     target = folder / name
     if not target.is_dir():
         if data is None:
-            _make_texture(name, target, images=images, seed=seed)
+            _make_texture(name, target, images=images, seed=seed, kinds=kinds)
         elif dataset == REAL:
             _resize_category(data / name, target, images=images)
         else:
@@ -93,7 +106,8 @@ def load_category(name: str, folder: Path, *, dataset: str, data: Path | None, i
                 target,
                 masks=data / name / "ground_truth",
                 count=images,
-                structural=name in STRUCTURAL,
+                kinds=kinds,
+                structural=name in STRUCTURAL and "structural" not in kinds,
                 seed=seed,
                 size=SIZE,
             )
@@ -114,16 +128,31 @@ def read_category(folder: Path) -> Category:
     return Category(folder.name, train, images, masks, [case.id for case in cases])
 
 
-def _make_texture(name: str, target: Path, *, images: int, seed: int) -> None:
-    train, cases = texture_category(name, train=TEXTURE_TRAIN, test=images, size=SIZE, seed=seed)
+def _make_texture(name: str, target: Path, *, images: int, seed: int, kinds: Sequence[str]) -> None:
+    train, cases = texture_category(name, train=TEXTURE_TRAIN, test=images, size=SIZE, seed=seed, kinds=kinds)
+    folders = [folder_of(kinds[index % len(kinds)]) for index in range(images)]
     with new_folder(target) as folder:
-        write_category(folder, train, (("color", f"{k:03d}", x, mask) for k, (x, mask, _) in enumerate(cases)))
+        write_category(folder, train, ((folders[k], f"{k:03d}", x, mask) for k, (x, mask, _) in enumerate(cases)))
 
 
 def _resize_category(source: Path, target: Path, *, images: int) -> None:
     category = open_category(source)
-    chosen = np.unique(np.linspace(0, len(category.test) - 1, min(images, len(category.test))).round().astype(int))
-    cases = [category.test[index] for index in chosen]
+    good = [case for case in category.test if case.mask is None]
+    defects = [case for case in category.test if case.mask is not None]
+    cases = [*stratified(defects, images), *stratified(good, images)]
     with new_folder(target) as folder:
         tests = ((case.defect, case.path.stem, *read_test(case, SIZE)) for case in cases)
         write_category(folder, (read_image(path, SIZE) for path in category.train), tests)
+
+
+def stratified(cases: Sequence[TestImage], most: int) -> list[TestImage]:
+    """At most so many, of each kind the same share, spread evenly over its pictures."""
+    if len(cases) <= most:
+        return list(cases)
+    kinds: dict[str, list[TestImage]] = {}
+    for case in cases:
+        kinds.setdefault(case.defect, []).append(case)
+    # The place of each within its kind, from 0 to 1: an even choice by place takes of each kind its share.
+    placed = [((k + 0.5) / len(members), case) for members in kinds.values() for k, case in enumerate(members)]
+    placed.sort(key=lambda pair: pair[0])
+    return [placed[k][1] for k in np.linspace(0, len(placed) - 1, most).round().astype(int)]

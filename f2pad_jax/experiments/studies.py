@@ -1,4 +1,4 @@
-"""What the paper leaves open: thresholds, sensitivity, choices, growing regions, real defects, what tuning is worth."""
+"""What the paper leaves open: thresholds, sensitivity, choices, growing regions, what tuning is worth."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from f2pad_jax.experiments.cases import Case, by_detector, f2pad_interval, mean, only, with_mean
-from f2pad_jax.experiments.tables import NONE, cell, markdown, pair
+from f2pad_jax.experiments.tables import cell, markdown, pair
 from f2pad_jax.experiments.variants import BEST, CHOICES, FACTORS, FULL, GROWTH, TUNINGS
-from f2pad_jax.report import Row, draw
 from f2pad_jax.tiles import BACKBONE, PAGE, REFINED, Tile, draw_page, new_figure
 
 RULES = {
@@ -206,54 +205,6 @@ def growth_figure(cases: Sequence[Case], _: Path) -> Figure:
 def spread(items: Sequence, most: int) -> list:
     """At most so many, evenly over all of them."""
     return [items[k] for k in np.unique(np.linspace(0, len(items) - 1, min(most, len(items))).round().astype(int))]
-
-
-def real(_: str, cases: Sequence[Case]) -> str:
-    """MVTec AD's own defects with their own truth."""
-    rows = []
-    for detector, group in by_detector(only(cases)).items():
-        for label, members in with_mean(group):
-            maps = (mean(members, who, "aupro", "pixel_auroc", "f1max") for who in ("backbone", "f2pad"))
-            scores = [f"{before:.1f} → {after:.1f}" for before, after in zip(*maps, strict=True)]
-            masked = [pair(mean(members, who)) for who in ("backbone_oracle", "backbone")]
-            good = [
-                part.result.mask.mean()
-                for case in members
-                for part, defect in zip(case.parts, case.shown, strict=True)
-                if not defect
-            ]
-            marked = f"{100 * np.mean(good):.2f}" if good else NONE
-            counts = f"{sum(int(case.shown.sum()) for case in members)} / {len(good)}"
-            rows.append([detector, label, counts, *scores, *masked, cell(members), marked])
-    head = ["detector", "category", "defects / good", "AUPRO", "pixel AUROC", "F1max", "backbone, best threshold"]
-    head += ["backbone, own threshold", "F2PAD (95 % interval of IoU)", "marked in good pictures, %"]
-    return (
-        f"{markdown(head, rows)}\nOwn defects and ground truth of MVTec AD: not to be compared with cut-paste sets. "
-        "AUPRO (up to 30 % false positives), pixel AUROC and F1max, × 100, are those of the backbone's scores and of "
-        "F2PAD's refined maps on all test pictures; IoU / DICE × 100 are means over pictures with a defect. The best "
-        "threshold comes from the test set, the own one and F2PAD's region from normal pictures alone.\n"
-    )
-
-
-def real_figure(cases: Sequence[Case], _: Path) -> Figure:
-    """One picture of each kind of defect, the middle one by F2PAD's IoU, of the first detector."""
-    middle: list[tuple[Case, int]] = []
-    for case in next(iter(by_detector(only(cases)).values())):
-        kinds: dict[str, list[int]] = {}
-        for index in np.flatnonzero(case.shown):
-            kinds.setdefault(case.category.names[index].split("/")[0], []).append(int(index))
-        for members in kinds.values():
-            members.sort(key=lambda index: float(case.scores["f2pad_iou"][index]))
-            middle.append((case, members[len(members) // 2]))
-    rows = []
-    for case, index in spread(middle, SHOWN):
-        result, best = case.parts[index].result, case.run["backbone_oracle"]["threshold"]
-        label = f"{case.unit.category} · {case.category.names[index].split('/')[0]}"
-        rows.append(
-            Row(label, case.category.images[index], result.score_map, best, result.score_map > best, result.mask,
-                result.normal, case.category.masks[index])
-        )  # fmt: skip
-    return draw(rows)
 
 
 def tuning(_: str, cases: Sequence[Case]) -> str:

@@ -25,18 +25,18 @@ from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
 from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
-from f2pad_jax.preparing import find_region, plan
+from f2pad_jax.preparing import Place, locate, plan
 from f2pad_jax.segmentation import Segmentation, clean, find_solutions, refine, segment_regions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
-FULL, CURVES, GROWTH, PAPER, BEST = "full", "curves", "growth", "paper", "f1"
+FULL, CURVES, GROWTH, PAPER, BEST, FILL = "full", "curves", "growth", "paper", "f1", "initialisation"
 PRESETS = {
     CURVES: "sparsity=constant",  # while β rises, F changes its meaning
     "no-pixel-prior": "alpha1=0",
     "no-sparsity": "beta0=0",
     "no-sharing": "sharing=False,share_gradient=False",
 }
-ABLATIONS = ("initialisation", "no-pixel-prior", "no-sparsity", "no-sharing")
+ABLATIONS = (FILL, "no-pixel-prior", "no-sparsity", "no-sharing")
 OWN_RULES: dict[str, Callable[[np.ndarray], Any]] = {  # threshold of both masks, from one picture's scores
     "otsu": threshold_otsu,
     "triangle": threshold_triangle,
@@ -153,7 +153,7 @@ def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Ou
 
 
 def by_difference(
-    model: Model, images: np.ndarray, sights: Sequence[Sight], regions: Sequence[np.ndarray], *, solve: bool
+    model: Model, images: np.ndarray, sights: Sequence[Sight], places: Sequence[Place], *, solve: bool
 ) -> list[Segmentation]:
     """Masks by the difference of x and n within the region, with n from the fill alone or solved without sparsity.
 
@@ -161,17 +161,17 @@ def by_difference(
       model: as fitted; for a solve without sparsity its β0 is zero.
       images: uint8 RGB (N, S, S, 3).
       sights: of `look`.
-      regions: where n is free, (S, S) bool each.
+      places: of `locate`.
       solve: whether to solve; else n is the fill n⁽⁰⁾.
     """
     began = time.perf_counter()
-    plans = {k: plan(model, sights[k], region) for k, region in enumerate(regions) if region.any()}
+    plans = {k: plan(model, sights[k], *place) for k, place in enumerate(places) if place.region.any()}
     recovered, iterations = {k: each.start.fill for k, each in plans.items()}, [0] * len(images)
     for place, solution in find_solutions(model, list(plans.values())) if solve else ():
         k = list(plans)[place]
         recovered[k], iterations[k] = np.asarray(solution.normal), int(solution.iterations)
     results = []
-    for k, (image, sight, region) in enumerate(zip(images, sights, regions, strict=True)):
+    for k, (image, sight, (region, _)) in enumerate(zip(images, sights, places, strict=True)):
         normal = np.where(region[..., None], denormalize(recovered[k]), image) if k in recovered else image
         anomaly = (image.astype(np.float32) - normal) / 255
         mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
@@ -197,15 +197,16 @@ def _solve(model: Model, variant: str, images: np.ndarray, sights: Sequence[Sigh
     if variant in OWN_RULES:
         for image, sight in zip(images, sights, strict=True):
             own = _at(model, float(OWN_RULES[variant](sight.scores)))
-            region = find_region(own, sight.scores)
-            (result,) = segment_regions(own, image[None], [sight], [region])
-            yield Outcome(result, region, {"threshold": own.threshold})
+            place = locate(own, sight)
+            (result,) = segment_regions(own, image[None], [sight], [place.region], starts=[place.start])
+            yield Outcome(result, place.region, {"threshold": own.threshold})
         return
-    regions = [find_region(model, sight.scores) for sight in sights]
-    if variant in ("initialisation", "no-sparsity"):
-        results = by_difference(model, images, sights, regions, solve=variant == "no-sparsity")
+    places = [locate(model, sight) for sight in sights]
+    regions, starts = [place.region for place in places], [place.start for place in places]
+    if variant in (FILL, "no-sparsity"):
+        results = by_difference(model, images, sights, places, solve=variant == "no-sparsity")
     else:
-        results = segment_regions(model, images, sights, regions)
+        results = segment_regions(model, images, sights, regions, starts=starts)
     if variant == GROWTH:
         for growth in let_grow(model, images, sights, regions, results):
             yield Outcome(growth.result, growth.region, {"rounds": growth.rounds})
