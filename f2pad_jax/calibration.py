@@ -103,6 +103,23 @@ def choose_levels(region: np.ndarray, costs: np.ndarray, left: np.ndarray, betas
     return Levels(chosen[pieces], residual)
 
 
+def residual_of(region: np.ndarray, before: np.ndarray, after: np.ndarray, threshold: float) -> float:
+    """The most that still stands out in n, over what may: up to 1 n is explained.
+
+    In each connected piece of the region that is the highest score, over the threshold of normal pictures or a share of
+    `UNEXPLAINED` of what it was, whichever is more.
+
+    Args:
+      region: (S, S) bool.
+      before: smoothed scores of x, (S, S).
+      after: of n, (S, S).
+      threshold: of the scores.
+    """
+    pieces = np.asarray(label(region, connectivity=2))
+    peaks, lasts = (piece_maxima(scores, pieces)[1:] for scores in (before, after))
+    return float(np.max(lasts / np.maximum(threshold, UNEXPLAINED * peaks), initial=0.0))
+
+
 def piece_maxima(values: np.ndarray, pieces: np.ndarray) -> np.ndarray:
     """The highest value in each numbered piece, and outside of all of them first: (1 + the largest number,) float.
 

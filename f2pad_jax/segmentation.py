@@ -15,7 +15,7 @@ from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
-from f2pad_jax.calibration import choose_levels, piece_maxima
+from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
 from f2pad_jax.core import Energy, Solution, levels_of, solve_many
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_mask
@@ -42,7 +42,8 @@ class Segmentation:
       refined_map: the scores, up to twice as high in the mask, (H, W) float32: what it ranks highest has the mask's
         outline.
       residual: the highest s_ij that are left in n, over those of a usual normal picture or a quarter of what they were
-        in x; up to 1 the anomaly is explained. 0 where n was free nowhere.
+        in x; with one β, the highest scores, over the threshold or a quarter of what they were. Up to 1 the anomaly is
+        explained. 0 where n was free nowhere.
       iterations: of the main solve.
       status: "converged", "iteration limit", "non-finite" or "normal" (n was free nowhere).
       seconds: wall time; of pictures that are segmented together, each one's share.
@@ -209,19 +210,20 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
       chosen: the plan.
       solution: its solution.
     """
-    sight, levels = chosen.sight, _left_maps(model, chosen, solution)
-    costs = smooth_map(sight.costs, model.size)
-    ends, factors = levels_of(chosen.start.filled, chosen.settings)
-    betas = np.asarray(factors) * float(chosen.settings.beta0)
-    found = choose_levels(chosen.region, costs, levels, betas, model.limits)
+    sight, normal = chosen.sight, np.asarray(solution.normal)
     if model.procedure.sparsity == "levels" and chosen.start.filled:
-        lasting = np.asarray(solution.lasting)
+        ends, factors = levels_of(chosen.start.filled, chosen.settings)
+        betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.size)
+        found = choose_levels(chosen.region, costs, _left_maps(model, chosen, solution), betas, model.limits)
+        lasting, residual = np.asarray(solution.lasting), found.residual
         mask = (found.level >= 0) & (lasting >= np.asarray(ends)[np.maximum(found.level, 0)])
     else:
-        change = sight.image - np.asarray(solution.normal)
-        mask = np.linalg.norm(change, axis=-1) > model.procedure.smallest
+        # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
+        (after,) = look(model, normal[None])
+        residual = residual_of(chosen.region, sight.scores, after.scores, model.threshold)
+        mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
-    return Outcome(mask, found.residual, int(solution.iterations), solution.message)
+    return Outcome(mask, residual, int(solution.iterations), solution.message)
 
 
 def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import jax
@@ -18,6 +20,22 @@ from f2pad_jax.networks.extractor import Extractor  # noqa: E402
 from f2pad_jax.weights import load_extractor  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")
+
+COMPILED = "F2PAD_TESTS_COMPILED"  # environment variable: the folder of compiled code that all processes of a run share
+
+
+def pytest_configure() -> None:
+    """Keeps compiled code for the run: files and processes compile the same programs."""
+    if COMPILED not in os.environ:
+        os.environ[COMPILED] = tempfile.mkdtemp(prefix="f2pad-tests-")
+    jax.config.update("jax_compilation_cache_dir", os.environ[COMPILED])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # the process that began the run
+        shutil.rmtree(os.environ.pop(COMPILED), ignore_errors=True)
 
 
 def _real(name: str) -> Path:

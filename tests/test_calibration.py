@@ -6,7 +6,17 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from f2pad_jax.calibration import GAIN, SPREAD, UNEXPLAINED, WEIGHT, Limits, choose_levels, limits_of, piece_maxima
+from f2pad_jax.calibration import (
+    GAIN,
+    SPREAD,
+    UNEXPLAINED,
+    WEIGHT,
+    Limits,
+    choose_levels,
+    limits_of,
+    piece_maxima,
+    residual_of,
+)
 from f2pad_jax.segmentation import NEAR, clean, refine
 
 SIDE = 40
@@ -115,3 +125,14 @@ def test_the_refined_map_ranks_the_mask_first() -> None:
     assert refined[15, 15] == pytest.approx(6.0, rel=1e-3)
     assert refined[30, 30] == pytest.approx(3.0)
     assert refined[mask].min() > refined[~mask].max()
+
+
+def test_the_residual_is_what_stands_out_most_in_any_piece() -> None:
+    region = np.zeros((20, 20), bool)
+    region[2:6, 2:6] = region[10:16, 10:16] = True
+    before, after = np.full((2, 20, 20), 50.0)
+    before[3, 3], before[12, 12], before[0, 0] = 60, 400, 900
+    after[region], after[3, 3], after[12, 12] = 1, 12, 70
+    assert residual_of(region, before, after, 20.0) == pytest.approx(max(12 / 20, 70 / (UNEXPLAINED * 400)))
+    assert residual_of(region, before, after, 10.0) == pytest.approx(12 / (UNEXPLAINED * 60))
+    assert residual_of(np.zeros_like(region), before, after, 10.0) == 0

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 from flax import struct
 
-from f2pad_jax import evaluate, fit, load_extractor, load_model, prepare, save_model, segment, solve
+from f2pad_jax import evaluate, export, fit, load_extractor, load_model, metrics, prepare, save_model, segment, solve
 from f2pad_jax.cli import main
 from f2pad_jax.core import Penalty, terms
+from f2pad_jax.data import layouts
+from f2pad_jax.data.images import write_png
 from f2pad_jax.data.synthesize import write_category
 from f2pad_jax.detectors import DETECTORS, Detector, Maps
 from f2pad_jax.errors import InputError
@@ -234,3 +236,61 @@ def test_the_command_line_finds_them_too(
     capsys.readouterr()
     assert main(["fit", category, "--detector", "median", *own, "--out", str(tmp_path / "none")]) == 2
     assert "choose one of padim, patchcore, cflow, mean" in capsys.readouterr().err
+
+
+# A layout: good/, and bad/ with masks beside the pictures
+
+
+def lots(root: Path) -> layouts.Category | None:
+    if not (root / "bad").is_dir():
+        return None
+    good = sorted((root / "good").iterdir())
+    bad = sorted(path for path in (root / "bad").iterdir() if "-truth" not in path.stem)
+    tests = [layouts.TestImage(path, "bad", path.with_stem(f"{path.stem}-truth")) for path in bad]
+    return layouts.Category(
+        root, root.name, "lots", tuple(good[:-1]), (*tests, layouts.TestImage(good[-1], "good", None))
+    )
+
+
+# A metric
+
+
+def area_error(found: np.ndarray, truth: np.ndarray) -> float:
+    return abs(int(found.sum()) - int(truth.sum())) / truth.sum()
+
+
+# An exporter
+
+
+def write_threshold(model: Model, path: Path) -> None:
+    path.write_text(f"{model.threshold!r}\n", encoding="utf-8")
+
+
+def test_a_layout_a_metric_and_an_exporter_of_ones_own(
+    rooms: None, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(layouts.LAYOUTS, "lots", lots)
+    monkeypatch.setitem(metrics.MASK_METRICS, "area_error", area_error)
+    monkeypatch.setitem(export.EXPORTERS, ".threshold", write_threshold)
+    root = tmp_path / "lot7"
+    for folder in ("good", "bad"):
+        (root / folder).mkdir(parents=True)
+    for k, image in enumerate([*NORMALS, IMAGES[2]]):
+        write_png(root / "good" / f"{k:02d}.png", image)
+    for k in range(2):
+        write_png(root / "bad" / f"{k}.png", IMAGES[k])
+        write_png(root / "bad" / f"{k}-truth.png", MASKS[k])
+    model, out = tmp_path / "model", tmp_path / "out"
+    network = ["--extractor", "colours", "--weights", str(weights), "--size", str(SIDE)]
+    assert main(["fit", str(root), "--detector", "padim", *network, "--out", str(model)]) == 0
+    assert main(["evaluate", str(model), str(root), "--weights", str(weights), "--out", str(out)]) == 0
+    (run,) = json.loads((out / "metrics.json").read_text())["runs"]
+    assert (run["dataset"], run["category"]) == ("lots", "lot7")
+    assert (run["train_images"], run["test_images"]) == (len(NORMALS), 3)
+    loaded = load_model(model, weights=weights)
+    wanted = [area_error(segment(loaded, image).mask, mask) for image, mask in zip(IMAGES[:2], MASKS[:2], strict=True)]
+    assert run["f2pad"]["area_error"] == pytest.approx(100 * np.mean(wanted), abs=0.01)
+    assert run["f2pad"]["iou"] > 90
+    target = tmp_path / "line.threshold"
+    assert main(["export", str(model), "--weights", str(weights), "--out", str(target)]) == 0
+    assert float(target.read_text("utf-8")) == loaded.threshold
