@@ -59,9 +59,9 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pictures each call solved."""
     counts: list[int] = []
 
-    def counting(model: Any, images: np.ndarray, *rest: Any) -> Any:
+    def counting(model: Any, images: np.ndarray, *rest: Any, **options: Any) -> Any:
         counts.append(len(images))
-        return segment_regions(model, images, *rest)
+        return segment_regions(model, images, *rest, **options)
 
     monkeypatch.setattr(variants, "segment_regions", counting)
     return counts
@@ -111,10 +111,10 @@ def test_an_interrupted_run_goes_on_and_ends_the_same(
 ) -> None:
     counted = variants.segment_regions
 
-    def cut_off(*arguments: Any) -> Any:
+    def cut_off(*arguments: Any, **options: Any) -> Any:
         if solved:
             raise KeyboardInterrupt
-        return counted(*arguments)
+        return counted(*arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(variants, "segment_regions", cut_off)
@@ -185,10 +185,10 @@ def test_a_picture_that_fails_loses_no_other(
 ) -> None:
     bad = sets.read_category(whole / "sets" / "brick").images[1]
 
-    def failing(model: Any, images: np.ndarray, *rest: Any) -> Any:
+    def failing(model: Any, images: np.ndarray, *rest: Any, **options: Any) -> Any:
         if any((image == bad).all() for image in images):
             raise MemoryError("too large")
-        return segment_regions(model, images, *rest)
+        return segment_regions(model, images, *rest, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(variants, "segment_regions", failing)
