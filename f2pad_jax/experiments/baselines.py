@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import lru_cache
 
+import jax.numpy as jnp
 import numpy as np
 from skimage.filters import threshold_otsu
 from skimage.segmentation import random_walker
@@ -19,7 +20,7 @@ from f2pad_jax.fitting import fit_pixel_mixture
 NORMAL = 0.999  # share of normal pixels that a statistic of colours lets pass
 DRAWN = 32  # training pictures that such a statistic is taken from
 SURE = 0.9, 0.5  # seeds of the random walk: of a picture's highest score, and quantile of its scores
-STIFFNESS = 130  # β of the random walk, scikit-image's default
+STIFFNESS, TOLERANCE = 130, 1e-6  # of the random walk: β, scikit-image's default, and of its linear system
 
 
 def _chroma(images: np.ndarray) -> np.ndarray:
@@ -40,7 +41,11 @@ def chroma(image: np.ndarray, train: np.ndarray) -> np.ndarray:
 def mixture(image: np.ndarray, train: np.ndarray) -> np.ndarray:
     """Pixels farther from the colours of Eq. (9) than nearly all normal ones; arguments as for `chroma`."""
     fitted, limit = _colours(_Pictures(_some(train)))
-    return np.asarray(pixel_mixture_distances(normalize(image), fitted)) > limit
+    return _distances(normalize(image), fitted) > limit
+
+
+def _distances(pixels: np.ndarray, fitted: PixelMixture) -> np.ndarray:
+    return np.asarray(pixel_mixture_distances(jnp.asarray(pixels), fitted))
 
 
 class _Pictures:
@@ -60,7 +65,7 @@ class _Pictures:
 def _colours(pictures: _Pictures) -> tuple[PixelMixture, float]:
     pixels = normalize(pictures.images)
     fitted = fit_pixel_mixture(pixels)
-    return fitted, float(np.quantile([np.asarray(pixel_mixture_distances(each, fitted)) for each in pixels], NORMAL))
+    return fitted, float(np.quantile([_distances(each, fitted) for each in pixels], NORMAL))
 
 
 def _some(train: np.ndarray) -> np.ndarray:
@@ -92,7 +97,10 @@ def random_walk(image: np.ndarray, scores: np.ndarray, threshold: float) -> np.n
     seeds = np.where(
         scores >= max(threshold, high * scores.max()), 2, np.where(scores < np.quantile(scores, low), 1, 0)
     )
-    return np.asarray(random_walker(image / 255.0, seeds, beta=STIFFNESS, mode="cg_j", channel_axis=-1)) == 2
+    return (
+        np.asarray(random_walker(image / 255.0, seeds, beta=STIFFNESS, mode="cg_j", tol=TOLERANCE, channel_axis=-1))
+        == 2
+    )
 
 
 COLOURS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {"chroma": chroma, "colour mixture": mixture}
