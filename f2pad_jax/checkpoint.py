@@ -92,6 +92,21 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
         raise InputError(f"damaged {kind} ({reason})", where=folder, hint="make or copy it again") from error
 
 
+def check_arrays(found: Tree, wanted: Tree) -> None:
+    """Makes sure that arrays have the names, shapes and dtypes of others, which may be `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: names the first that has not.
+    """
+    there, due = _flat(found), _flat(wanted)
+    for name in sorted(there.keys() | due.keys()):
+        if name not in there or name not in due:
+            raise ValueError(f"the array {name} is {'missing' if name in due else 'unknown'}")
+        kinds = [f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in (there[name], due[name])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{name} is {kinds[0]}, not {kinds[1]}")
+
+
 def is_checkpoint(folder: Path, *, kind: str) -> bool:
     """Whether a folder was made by `save_arrays`, by the look of its names."""
     return (folder / f"{kind}.json").is_file() and (folder / SUMS).is_file()
