@@ -248,7 +248,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
         case "fetch":
             found = (fetch_weights(arguments.name),)
         case "import":
-            found = (import_weights(arguments.name, arguments.file),)
+            found = (import_weights(arguments.name, arguments.file, sha256=arguments.sha256),)
         case _:
             found = tuple(status for status in verify_weights() if status.origin != "absent")
     for status in found:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import shutil
 import uuid
 from contextlib import suppress
 from pathlib import Path
@@ -21,7 +24,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
       InputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # the file's own name may be as long as names can be
+    temporary = temporary_name(path.parent)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
@@ -30,6 +33,36 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     finally:
         with suppress(OSError):  # whose own error would hide the one that matters
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(folder: Path) -> Path:
+    """A new name for what is not finished, which says who works on it; no longer than names can be."""
+    return folder / f".f2pad-{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes of this machine left unfinished in a folder."""
+    for path in folder.glob(f".f2pad-{_host()}-*-*"):
+        owner = path.name.split("-")[2]
+        if owner.isdecimal() and not _runs(int(owner)):
+            with suppress(OSError):  # another process may sweep as well
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there is no harmless way to ask
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
 
 
 def append_line(path: str | os.PathLike[str], value: Any) -> None:
@@ -61,7 +94,7 @@ def user_cache() -> Path:
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes a folder for results where it does not exist yet.
+    """Makes a folder for results where it does not exist yet, and removes what killed processes left in it.
 
     Raises:
       InputError: the name belongs to a file, or nothing can be written there.
@@ -69,6 +102,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        sweep(path)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=path, hint="name another folder") from error
     return path
