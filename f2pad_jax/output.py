@@ -8,13 +8,17 @@ import os
 import platform
 import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import SoftFileLock, Timeout
 
 from f2pad_jax.errors import InputError
+
+LOCK = ".f2pad.lock"  # in a folder whose owner there is
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -47,6 +51,37 @@ def sweep(folder: Path) -> None:
         if owner.isdecimal() and not _runs(int(owner)):
             with suppress(OSError):  # another process may sweep as well
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing results into a folder, as long as they ask as well.
+
+    Raises:
+      InputError: another process does, or nothing can be written there.
+    """
+    lock = SoftFileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{_owner(folder / LOCK)} writes there", where=folder, hint="wait for it, or name another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(lock: Path) -> str:
+    """Who holds a lock, by what the lock says."""
+    try:
+        process, host = lock.read_text("utf-8").split()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"
 
 
 def _host() -> str:
