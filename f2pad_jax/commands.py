@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 from tqdm import tqdm
 
 from f2pad_jax import __version__, doubts, report
@@ -246,7 +245,7 @@ def run_weights(arguments: argparse.Namespace) -> int:
     """Lists, fetches, imports or checks weights."""
     match arguments.action:
         case "list":
-            Console().print(weights_table(list_weights()))
+            report.Terminal().print(weights_table(list_weights()))
             return DONE
         case "fetch":
             found = (fetch_weights(arguments.name),)
@@ -328,7 +327,7 @@ def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, repo
         _write_files(out, runs, rows)
     for run in runs:
         _warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])
-    console = Console()
+    console = report.Terminal()
     report.print_table(runs, console)
     console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
 

@@ -14,8 +14,8 @@ import pytest
 from f2pad_jax.calibration import Limits
 from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, _flat, _nested, load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
-from f2pad_jax.detectors import detector_class
 from f2pad_jax.detectors.cflow import CFlow, Decoder
+from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
@@ -326,8 +326,12 @@ def test_arrays_that_no_detector_of_such_maps_has_are_refused(model: Model, name
     rng = np.random.default_rng(0)
     sides = [(SIZE // stride, SIZE // stride, c) for stride, c in zip((4, 8, 16), (24, 40, 112), strict=True)]
     maps = tuple(rng.standard_normal((4, *side)).astype(np.float32) for side in sides)
-    options = {"cflow": {"epochs": 1, "used": 1}, "padim": {"channels": 8, "rank": 2}}
-    detector = detector_class(name).fit(maps, **options.get(name, {}))
+    params = flow.init(jax.random.key(0), FlowSpec(24, blocks=2, permutation="hard"))
+    detector = {
+        "padim": lambda: PaDiM.fit(maps, channels=8, rank=2),
+        "patchcore": lambda: PatchCore.fit(maps),
+        "cflow": lambda: CFlow((Decoder(jnp.zeros(24), jnp.ones(24), params, jnp.float32(-1.5)),)),
+    }[name]()
     facts, arrays = detector.state()[1], _flat(jax.tree.map(np.asarray, detector.state()[0]))
     known = json.loads(
         json.dumps(_facts(model) | {"detector": {"name": name, **facts}}, default=lambda value: value.item())

@@ -107,9 +107,10 @@ def test_what_the_system_refuses_is_one_line(
 
 def test_a_reader_that_leaves_is_no_error() -> None:
     code = "import sys; from f2pad_jax.cli import main; sys.exit(main(['weights', 'list']))"
-    reader = subprocess.Popen(["true"], stdin=subprocess.PIPE)
-    reader.wait()
-    done = subprocess.run([sys.executable, "-c", code], stdout=reader.stdin, stderr=subprocess.PIPE, check=False)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as nobody:
+        done = subprocess.run([sys.executable, "-c", code], stdout=nobody, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
 
 
