@@ -255,6 +255,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     prepare_console()
     warnings.filterwarnings("ignore", module=r"PIL\b")  # what is wrong with a picture is our line to say
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")  # no cache is slower and as right
     arguments = parser().parse_args(argv)
     prepare_jax()
     try:

@@ -124,8 +124,17 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def user_cache() -> Path:
-    """Where what can be made again is kept: the environment's F2PAD_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("F2PAD_CACHE") or platformdirs.user_cache_dir("f2pad_jax"))
+    """Where what can be made again is kept: the environment's F2PAD_CACHE, or the user's cache folder.
+
+    Raises:
+      InputError: the user has no home folder.
+    """
+    if named := os.environ.get("F2PAD_CACHE"):
+        return Path(named)
+    path = Path(platformdirs.user_cache_dir("f2pad_jax"))
+    if not path.is_absolute():  # "~" stays as it is where there is no home
+        raise InputError("there is no home folder for the cache", hint="name a folder in F2PAD_CACHE")
+    return path
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -17,9 +17,10 @@ import pytest
 from f2pad_jax import cli, commands, doubts, output
 from f2pad_jax.checkpoint import load_arrays, save_arrays
 from f2pad_jax.data.images import read_image
-from f2pad_jax.data.layouts import new_folder
+from f2pad_jax.data.layouts import list_images, new_folder
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import make_folder, owned, temporary_name, write_bytes
+from f2pad_jax.startup import prepare_jax
 from f2pad_jax.weights.loading import _check_values, import_weights
 
 
@@ -112,6 +113,26 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     with os.fdopen(writer, "wb") as nobody:
         done = subprocess.run([sys.executable, "-c", code], stdout=nobody, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
+
+
+def test_without_a_home_there_is_no_cache_and_no_stray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("F2PAD_CACHE", "JAX_COMPILATION_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: "~/.cache/f2pad_jax")
+    with pytest.raises(InputError, match="no home folder for the cache; name a folder in F2PAD_CACHE"):
+        output.user_cache()
+    prepare_jax()
+    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
+    assert not list(tmp_path.iterdir())
+
+
+def test_names_that_no_file_can_have_are_one_picture_each(tmp_path: Path) -> None:
+    names = [tmp_path / ("x" * 5000), Path("y" * 300 + ".png")]
+    assert list_images(names) == names
+    for name in names:
+        with pytest.raises(InputError, match="no such file"):
+            read_image(name)
 
 
 def test_links_in_a_model_lead_nowhere_else(tmp_path: Path) -> None:

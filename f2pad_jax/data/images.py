@@ -140,7 +140,7 @@ def check_images(images: object, *, rank: int) -> np.ndarray:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The decoded, upright picture; every fault of file or decoder becomes an InputError."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, False as well where the name cannot be one
         raise InputError("no such file", where=path, hint="check the name")
     if not path.is_file():
         raise InputError("is not a file", where=path, hint="name a picture")

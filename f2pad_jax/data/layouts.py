@@ -167,7 +167,7 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
       InputError: a folder holds no picture, or nothing was named.
     """
     found = dict.fromkeys(
-        picture for path in map(Path, paths) for picture in (_filled(path) if path.is_dir() else [path])
+        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else [path])
     )
     if not found:
         raise InputError("no picture was named", hint="name pictures or folders of pictures")
