@@ -188,7 +188,7 @@ def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
     array = np.empty((picture.height, picture.width, 3), np.uint8)
     for top in range(0, picture.height, BAND):
         bottom = min(top + BAND, picture.height)
-        array[top:bottom] = _band_to_rgb(picture.crop((0, top, picture.width, bottom)), path)
+        array[top:bottom] = np.asarray(_band_to_rgb(picture.crop((0, top, picture.width, bottom)), path))
     return array
 
 

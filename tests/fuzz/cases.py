@@ -18,7 +18,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import numpy as np
@@ -231,7 +231,7 @@ def model_facts() -> dict[str, Any]:
 def model_arrays() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     bank = rng.random((10, CHANNELS), np.float32)
-    detector = PatchCore(np.ones(CHANNELS, np.float32), bank, np.square(bank).sum(-1))  # pyright: ignore
+    detector = PatchCore(*cast(Any, (np.ones(CHANNELS, np.float32), bank, np.square(bank).sum(-1))))
     return {
         "detector": jax.tree.map(np.asarray, detector.state()[0]),
         "normals": np.zeros((2, SIZE, SIZE, 3), np.uint8),
@@ -436,13 +436,15 @@ def damaged_training(random: Random) -> Verdict:
     from f2pad_jax.detectors.cflow_training import Progress, State
 
     zero = np.zeros((), np.int32)
-    fresh = State({"w": np.zeros((2, 3), np.float32)}, (zero,), {"w": np.zeros((2, 3), np.float32)},  # pyright: ignore
-                  np.float32(1), zero, np.int32(1))  # fmt: skip
+    weights = {"w": np.zeros((2, 3), np.float32)}
+    fresh = State(*cast(Any, (weights, (zero,), weights, np.float32(1), zero, np.int32(1))))
     progress = Progress(None, (), epochs=5, rate=0.1, blocks=1, seed=0)
     kept = {f"{k:03d}": np.asarray(leaf) for k, leaf in enumerate(jax.tree.leaves(fresh))}
     name = random.choice(sorted(kept))
     good = kept[name]
-    kept[name] = random.choice([good[None], good.astype(np.float32) + 7, good.astype(np.int32) - 3, np.int32(99)])
+    kept[name] = random.choice(
+        [good[None], good.astype(np.float32) + 7, good.astype(np.int32) - 3, np.array(99, np.int32)]
+    )
     progress.kept["map0"] = kept
     try:
         state = progress.restore(0, fresh)
