@@ -218,7 +218,7 @@ def _wanted(arrays: dict[str, Any], facts: ModelFacts, maps: tuple[Shape, ...]) 
 
 def _choices(detector: type[Detector], found: dict[str, Any]) -> dict[str, Any]:
     """The plain fields of a detector, of the types that its class declares."""
-    hints = get_type_hints(detector)
+    hints = get_type_hints(detector) if found else {}
     for name, value in found.items():
         if name in hints:
             try:
