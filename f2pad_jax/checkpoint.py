@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import jax
 import numpy as np
 
 from f2pad_jax.errors import InputError
+from f2pad_jax.output import sweep, temporary_name
 
 Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 
@@ -56,17 +57,21 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
     head = {"format": f"f2pad_jax {kind}", "version": version, **facts, "arrays": table}
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
+        scratch = temporary_name(folder.parent)
+        try:
+            fresh = scratch / "new"
+            fresh.mkdir(parents=True)
             with StandardCheckpointer() as checkpointer:
                 checkpointer.save((fresh / ARRAYS).absolute(), stored)
             (fresh / f"{kind}.json").write_text(json.dumps(head, indent=1, allow_nan=False) + "\n", "utf-8")
             sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(fresh).items())
             (fresh / SUMS).write_text(sums, "utf-8")
             if folder.exists():
-                os.replace(folder, Path(scratch) / "old")
+                os.replace(folder, scratch / "old")
             os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        sweep(folder.parent)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
 
@@ -90,6 +95,21 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
     except Exception as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise InputError(f"damaged {kind} ({reason})", where=folder, hint="make or copy it again") from error
+
+
+def check_arrays(found: Tree, wanted: Tree) -> None:
+    """Makes sure that arrays have the names, shapes and dtypes of others, which may be `jax.ShapeDtypeStruct`s.
+
+    Raises:
+      ValueError: names the first that has not.
+    """
+    there, due = _flat(found), _flat(wanted)
+    for name in sorted(there.keys() | due.keys()):
+        if name not in there or name not in due:
+            raise ValueError(f"the array {name} is {'missing' if name in due else 'unknown'}")
+        kinds = [f"{leaf.dtype} {tuple(leaf.shape)}" for leaf in (there[name], due[name])]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"{name} is {kinds[0]}, not {kinds[1]}")
 
 
 def is_checkpoint(folder: Path, *, kind: str) -> bool:
@@ -175,7 +195,11 @@ def _read(path: Path) -> str:
 def _digests(folder: Path) -> dict[str, str]:
     """SHA-256 of every file below a folder but the list itself, by its path with forward slashes."""
     digests = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.is_file():
+            raise ValueError(f"{path.name} is a link to a folder or to nothing")
+        if not path.is_file():
+            continue
         name = path.relative_to(folder).as_posix()
         if name != SUMS:
             with path.open("rb") as file:

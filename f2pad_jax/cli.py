@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -39,6 +41,13 @@ def _share(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{value} is not finite")
     return value
 
 
@@ -167,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument("pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders")
     out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
     segment.add_argument(
-        "--threshold", type=float, metavar="T", help="score from which a picture is defective (the model's own)"
+        "--threshold", type=_finite, metavar="T", help="score from which a picture is defective (the model's own)"
     )
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
@@ -229,6 +238,7 @@ def parser() -> argparse.ArgumentParser:
     add = actions.add_parser("import", help="convert a weight file and keep it")
     add.add_argument("name", metavar="NAME", help="such as resnet18")
     add.add_argument("file", metavar="FILE", type=Path, help=".pth, .safetensors or .npz")
+    add.add_argument("--sha256", metavar="DIGEST", help="refuse a file with another SHA-256 digest")
     actions.add_parser("verify", help="read all weights that are here and check them")
     return top
 
@@ -244,6 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       what is printed.
     """
     prepare_console()
+    warnings.filterwarnings("ignore", module=r"PIL\b")  # what is wrong with a picture is our line to say
+    warnings.filterwarnings("ignore", ".*persistent compilation cache")  # no cache is slower and as right
     arguments = parser().parse_args(argv)
     prepare_jax()
     try:

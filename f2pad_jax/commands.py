@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
-from rich.console import Console
 from tqdm import tqdm
 
-from f2pad_jax import __version__, report
+from f2pad_jax import __version__, doubts, report
 from f2pad_jax.checkpoint import check_target, is_checkpoint, seal
 from f2pad_jax.core import Settings
 from f2pad_jax.data.layouts import list_images, load_images, load_tests, open_category
@@ -24,7 +23,7 @@ from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.model import Model, Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
-from f2pad_jax.output import make_folder, write_bytes, write_json
+from f2pad_jax.output import make_folder, owned, write_bytes, write_json
 from f2pad_jax.picture_files import panel_row, segment_files
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
@@ -111,6 +110,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     images, failures = load_images(paths, arguments.size)
     if failures:
         raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
+    _warn(doubts.of_training(images))
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     model = fit(
         images,
@@ -172,9 +172,11 @@ def run_segment(arguments: argparse.Namespace) -> int:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     out = _results_folder(arguments.out)
     made_by = f"{__version__} {seal(arguments.model)} {model.threshold!r} {arguments.grow}"
-    records = segment_files(
-        model, paths, out, made_by=made_by, grow=arguments.grow, resume=arguments.resume, on_failure=_complain
-    )
+    with owned(out):
+        records = segment_files(
+            model, paths, out, made_by=made_by, grow=arguments.grow, resume=arguments.resume, on_failure=_complain
+        )
+    _warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
 
 
@@ -243,12 +245,12 @@ def run_weights(arguments: argparse.Namespace) -> int:
     """Lists, fetches, imports or checks weights."""
     match arguments.action:
         case "list":
-            Console().print(weights_table(list_weights()))
+            report.Terminal().print(weights_table(list_weights()))
             return DONE
         case "fetch":
             found = (fetch_weights(arguments.name),)
         case "import":
-            found = (import_weights(arguments.name, arguments.file),)
+            found = (import_weights(arguments.name, arguments.file, sha256=arguments.sha256),)
         case _:
             found = tuple(status for status in verify_weights() if status.origin != "absent")
     for status in found:
@@ -321,15 +323,28 @@ def _rows(
 def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:
     """Writes `metrics.json`, `overview.png` and `panels/`, and prints the table."""
     rows = list(rows)
+    with owned(out):
+        _write_files(out, runs, rows)
+    for run in runs:
+        _warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])
+    console = report.Terminal()
+    report.print_table(runs, console)
+    console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _write_files(out: Path, runs: list[dict[str, Any]], rows: Sequence[tuple[str, report.Row]]) -> None:
     panels = make_folder(out / "panels")
     for stem, row in tqdm(rows, desc="draw", unit="image", leave=False, disable=None):
         write_bytes(panels / f"{stem}.png", report.png(report.draw([row])))
     spread = np.unique(np.linspace(0, len(rows) - 1, min(OVERVIEW_ROWS, len(rows))).round().astype(int))
     write_bytes(out / "overview.png", report.png(report.draw([rows[index][1] for index in spread])))
     write_json(out / "metrics.json", metrics_file(runs))
-    console = Console()
-    report.print_table(runs, console)
-    console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _warn(lines: Iterable[str]) -> None:
+    """One line on stderr for each doubt about what was found."""
+    for line in lines:
+        tqdm.write(f"f2pad: warning: {line}", file=sys.stderr)
 
 
 def _status(runs: Sequence[dict[str, Any]]) -> int:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
-LONGEST, SHORTEST = 300, 60  # characters of a line as a rule, and of what is wrong even where names are long
+LONGEST = 300  # characters of each of the three
 
 
 class InputError(ValueError):
@@ -20,13 +18,12 @@ class InputError(ValueError):
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        place, advice = _cut(f"{where}: " if where is not None else ""), _cut(f"; {hint}" if hint else "")
-        what = _cut(what, max(SHORTEST, LONGEST - len(place) - len(advice)))
-        super().__init__(f"{place}{what}{advice}")
+        line = f"{_cut(str(where))}: {_cut(what)}" if where is not None else _cut(what)
+        super().__init__(f"{line}; {_cut(hint)}" if hint else line)
 
 
-def _cut(text: str, most: int = LONGEST) -> str:
+def _cut(text: str) -> str:
     """At most so many characters that can be shown, in one line: what files hold may be long, or control a terminal."""
-    line = re.sub(r"\s+", " ", text[: 4 * most])
-    line = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in line)
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    line = " ".join(text[: 4 * LONGEST].split())
+    line = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in line)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from f2pad_jax import metrics
+from f2pad_jax import doubts, metrics
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.segmentation import Segmentation, segment
@@ -58,7 +58,8 @@ def evaluate(
     check_masks(masks, category)
     results = segment(model, list(images), title=f"segment {category}")
     facts = describe(model, dataset=dataset, category=category)
-    return Evaluation(measure(facts, results, masks, names, unread=unread), results)
+    run = measure(facts, results, masks, names, unread=unread)
+    return Evaluation(run | {"warnings": doubts.of_results(results, masks)}, results)
 
 
 def describe(model: Model, *, dataset: str, category: str) -> dict[str, Any]:

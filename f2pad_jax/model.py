@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
+from pydantic import Field
 from scipy import ndimage
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.schemas import facts_of, read_facts
 
 BATCH = 8  # pictures whose features are computed together on an accelerator, where there are more than one
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
@@ -48,23 +50,26 @@ class Procedure:
       refine: iterations of the re-estimation of n on the final mask.
     """
 
-    components: int = 8
-    false_alarms: float = 0.01
+    components: Annotated[int, Field(ge=1, le=1024)] = 8
+    false_alarms: Annotated[float, Field(gt=0, lt=1)] = 0.01
     threshold: float | None = None
     region: Literal["pieces", "threshold"] = "pieces"
     sparsity: Literal["levels", "constant", "area"] = "levels"
-    dilation: int = 4
-    largest: float = 0.25
+    dilation: Annotated[int, Field(ge=0, le=4096)] = 4
+    largest: Annotated[float, Field(gt=0, le=1)] = 0.25
     start: Literal["auto", "image", "matching", "harmonic", "autoencoder"] = "auto"
-    trusted: float = 0.7
+    trusted: Annotated[float, Field(ge=0)] = 0.7
     sharing: bool = True
-    smallest: float = 0.0
+    smallest: Annotated[float, Field(ge=0)] = 0.0
     cleaning: Literal["whole", "opening"] = "whole"
-    refine: int = 20
+    refine: Annotated[int, Field(ge=0, le=10**6)] = 20
+
+
+ProcedureFacts = facts_of(Procedure)
 
 
 def check_procedure(procedure: Procedure) -> None:
-    """Makes sure that every choice is one of those there are.
+    """Makes sure that every choice is one of those there are, and every number in its range.
 
     Raises:
       InputError: names the first that is not.
@@ -75,6 +80,7 @@ def check_procedure(procedure: Procedure) -> None:
             raise InputError(f"{name} is {value!r}", where="procedure", hint=f"choose one of {', '.join(choices)}")
     if not 0 < procedure.false_alarms < 1:
         raise InputError(f"a rate of false alarms of {procedure.false_alarms} makes no sense", hint="give 0.01 for 1 %")
+    read_facts(ProcedureFacts, asdict(procedure), kind="procedure", where="procedure", hint="see Procedure")
 
 
 def paper_settings() -> tuple[Settings, Procedure]:

@@ -5,25 +5,89 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_type_hints
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import Field, TypeAdapter, ValidationError
 
 from f2pad_jax.calibration import Limits
-from f2pad_jax.checkpoint import load_arrays, save_arrays
+from f2pad_jax.checkpoint import check_arrays, load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
-from f2pad_jax.detectors import detector_class
+from f2pad_jax.detectors import Detector, detector_class
+from f2pad_jax.detectors.base import Shape
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
 from f2pad_jax.fills.autoencoder import OWN, Inpainter
-from f2pad_jax.model import Model, Procedure
+from f2pad_jax.model import Model, Procedure, ProcedureFacts
+from f2pad_jax.networks.extractor import map_shapes
+from f2pad_jax.schemas import Facts, Seed, facts_of, read_facts
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
-from f2pad_jax.weights.registry import entry
+from f2pad_jax.weights.registry import NETWORKS, entry
 
 VERSION = 4
+
+AGAIN = "fit it again"
+
+
+class DetectorFacts(Facts, extra="allow"):
+    """A detector's name, beside the choices of its class."""
+
+    name: str
+
+
+class ExtractorFacts(Facts):
+    """Which network a model was fitted with."""
+
+    name: str
+    sha256: str
+    precision: str = "parity"  # older models name none
+
+
+class InpainterFacts(Facts):
+    """Which autoencoder a model has; `spec` is that of one's own."""
+
+    name: str
+    sha256: str
+    spec: dict[str, int] | None = None
+
+
+SettingsFacts = facts_of(
+    Settings,
+    alpha1=Field(ge=0),
+    alpha2=Field(ge=0),
+    beta0=Field(ge=0),
+    first_beta=Field(ge=0),
+    hold=Field(ge=0, le=10**6),
+    rate=Field(gt=0),
+    rise=Field(gt=0),
+    clip=Field(gt=0),
+    damping=Field(ge=0),
+    warm_up=Field(ge=0, le=10**6),
+    limit=Field(ge=1, le=10**6),
+    tolerance=Field(ge=0),
+    patience=Field(ge=1, le=10**6),
+    levels=Field(ge=1, le=1000),
+)
+LimitsFacts = facts_of(Limits, peak=Field(ge=0), spread=Field(ge=0), cost=Field(ge=0))
+
+
+class ModelFacts(Facts):
+    """What `model.json` holds besides its version and the table of arrays."""
+
+    format: str
+    version: int
+    detector: DetectorFacts
+    extractor: ExtractorFacts
+    size: Annotated[int, Field(ge=1, le=2**15)]
+    limits: LimitsFacts  # pyright: ignore[reportInvalidTypeForm]
+    settings: SettingsFacts  # pyright: ignore[reportInvalidTypeForm]
+    procedure: ProcedureFacts  # pyright: ignore[reportInvalidTypeForm]
+    tuned_on: Literal["default", "synthetic-validation", "oracle"]
+    seed: Seed
+    inpainter: InpainterFacts | None = None
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -59,6 +123,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         if inpainter.name == OWN:
             facts["inpainter"] |= {"spec": asdict(inpainter.spec)}
             arrays["inpainter"] = inpainter.params
+    # What would not be read is not written.
+    read_facts(ModelFacts, {**facts, "format": "", "version": VERSION}, kind="model", where=folder, hint=AGAIN)
     save_arrays(Path(folder), arrays, facts, kind="model", version=VERSION)
 
 
@@ -75,15 +141,16 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     """
     folder = Path(folder)
     arrays, facts = load_arrays(folder, kind="model", version=VERSION)
+    known = read_facts(ModelFacts, facts, kind="model", where=folder, hint=AGAIN)
+    name, digest = known.extractor.name, known.extractor.sha256
     try:
-        name, digest = facts["extractor"]["name"], facts["extractor"]["sha256"]
-        precision = facts["extractor"].get("precision", "parity")  # older models name none
-        fields, inpainter = _fields(arrays, facts), _inpainter(arrays, facts, folder)
+        fields, inpainter = _fields(arrays, known), _inpainter(arrays, known, folder)
     except InputError:
         raise
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged model ({error})", where=folder, hint="fit it again") from error
-    extractor = load_extractor(name, weights=None if weights is None else Path(weights), precision=precision)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"damaged model ({error})", where=folder, hint=AGAIN) from error
+    path = None if weights is None else Path(weights)
+    extractor = load_extractor(name, weights=path, precision=known.extractor.precision)
     if extractor.digest != digest:
         hint = "name their file by --weights, or fit it again"
         raise _other_weights(name, digest, extractor.digest, folder, hint)
@@ -92,16 +159,15 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     return Model(energy=energy, inpainter=inpainter, **fields)
 
 
-def _inpainter(arrays: dict[str, Any], facts: dict[str, Any], folder: Path) -> Inpainter | None:
-    kept = facts.get("inpainter")
+def _inpainter(arrays: dict[str, Any], facts: ModelFacts, folder: Path) -> Inpainter | None:
+    kept = facts.inpainter
     if kept is None:
         return None
-    name, digest = kept["name"], kept["sha256"]
-    if name == OWN:
-        return own_inpainter(arrays["inpainter"], kept["spec"], folder)
-    loaded = load_inpainter(entry(name, kind="inpainter").name)  # a model names no folder
-    if loaded.digest != digest:
-        raise _other_weights(name, digest, loaded.digest, folder, "import those, or fit it again")
+    if kept.name == OWN:
+        return own_inpainter(arrays["inpainter"], kept.spec, folder)
+    loaded = load_inpainter(entry(kept.name, kind="inpainter").name)  # a model names no folder
+    if loaded.digest != kept.sha256:
+        raise _other_weights(kept.name, kept.sha256, loaded.digest, folder, "import those, or fit it again")
     return loaded
 
 
@@ -110,25 +176,53 @@ def _other_weights(name: str, wanted: str, found: str, folder: Path, hint: str) 
     return InputError(what, where=folder, hint=hint)
 
 
-def _fields(arrays: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-    size, seed = facts["size"], facts["seed"]
-    if type(size) is not int or type(seed) is not int or not isinstance(facts["tuned_on"], str):
-        raise ValueError("size, seed or tuned_on is of the wrong type")
-    for pictures in ("normals", "held_out"):
-        if arrays[pictures].shape[1:] != (size, size, 3) or arrays[pictures].dtype != np.uint8:
-            raise ValueError(f"{pictures} are not pictures of {size} × {size}")
-    choices = dict(facts["detector"])
-    detector = detector_class(choices.pop("name"))
+def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
+    extractor = entry(facts.extractor.name, kind="extractor")
+    maps = map_shapes(NETWORKS[extractor.name].spec, facts.size)
+    detector = detector_class(facts.detector.name)
+    choices = _choices(detector, facts.detector.model_extra or {})
+    check_arrays({name: leaf for name, leaf in arrays.items() if name != "inpainter"}, _wanted(arrays, facts, maps))
+    scales = Scales(**jax.tree.map(jnp.asarray, arrays["scales"]))
+    if not min(map(float, vars(scales).values())) > 0:
+        raise ValueError("scales are not positive")
     return {
         "detector": detector.from_state(jax.tree.map(jnp.asarray, arrays["detector"]), choices),
-        "size": size,
+        "size": facts.size,
         "normals": Normals(arrays["normals"]),
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
-        "scales": Scales(**jax.tree.map(jnp.asarray, arrays["scales"])),
-        "limits": Limits(**{name: float(value) for name, value in facts["limits"].items()}),
-        "settings": Settings(**facts["settings"]),
-        "procedure": Procedure(**facts["procedure"]),
-        "tuned_on": facts["tuned_on"],
-        "seed": seed,
+        "scales": scales,
+        "limits": Limits(**facts.limits.model_dump()),
+        "settings": Settings(**facts.settings.model_dump()),
+        "procedure": Procedure(**facts.procedure.model_dump()),
+        "tuned_on": facts.tuned_on,
+        "seed": facts.seed,
     }
+
+
+def _wanted(arrays: dict[str, Any], facts: ModelFacts, maps: tuple[Shape, ...]) -> dict[str, Any]:
+    """Shapes and dtypes that the arrays of a model must have; how many pictures and Gaussians is theirs to say."""
+    count, pictures = len(arrays["mixture"]["mean"]), (facts.size, facts.size, 3)
+    declared = getattr(detector_class(facts.detector.name), "declared", None)  # a class of one's own may have none
+    return {
+        "detector": declared(arrays["detector"], maps) if declared else arrays["detector"],
+        "normals": Shape((len(arrays["normals"]), *pictures), np.uint8),
+        "held_out": Shape((len(arrays["held_out"]), *pictures), np.uint8),
+        "mixture": {
+            "mean": Shape((max(count, 1), 3), np.float32),
+            "precision": Shape((count, 3, 3), np.float32),
+        },
+        "scales": dict.fromkeys(("score", "pixel", "variation"), Shape((), np.float32)),
+    }
+
+
+def _choices(detector: type[Detector], found: dict[str, Any]) -> dict[str, Any]:
+    """The plain fields of a detector, of the types that its class declares."""
+    hints = get_type_hints(detector) if found else {}
+    for name, value in found.items():
+        if name in hints:
+            try:
+                TypeAdapter(hints[name], config={"strict": True}).validate_python(value)
+            except ValidationError:
+                raise ValueError(f"{name} of {detector.name} is {value!r}") from None
+    return found

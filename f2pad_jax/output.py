@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import platform
+import shutil
 import uuid
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import platformdirs
+from filelock import SoftFileLock, Timeout
 
 from f2pad_jax.errors import InputError
+
+LOCK = ".f2pad.lock"  # in a folder whose owner there is
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -21,7 +28,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
       InputError: the file cannot be written.
     """
     path = Path(path)
-    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")  # the file's own name may be as long as names can be
+    temporary = temporary_name(path.parent)
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
@@ -30,6 +37,67 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     finally:
         with suppress(OSError):  # whose own error would hide the one that matters
             temporary.unlink(missing_ok=True)
+
+
+def temporary_name(folder: Path) -> Path:
+    """A new name for what is not finished, which says who works on it; no longer than names can be."""
+    return folder / f".f2pad-{_host()}-{os.getpid()}-{uuid.uuid4().hex}"
+
+
+def sweep(folder: Path) -> None:
+    """Removes what killed processes of this machine left unfinished in a folder."""
+    for path in folder.glob(f".f2pad-{_host()}-*-*"):
+        owner = path.name.split("-")[2]
+        if owner.isdecimal() and not _runs(int(owner)):
+            with suppress(OSError):  # another process may sweep as well
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[None]:
+    """Keeps other processes from writing results into a folder, as long as they ask as well.
+
+    Raises:
+      InputError: another process does, or nothing can be written there.
+    """
+    lock = SoftFileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise InputError(
+            f"{_owner(folder / LOCK)} writes there", where=folder, hint="wait for it, or name another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _owner(lock: Path) -> str:
+    """Who holds a lock, by what the lock says."""
+    try:
+        process, host = lock.read_text("utf-8").split()[:2]
+    except (OSError, ValueError):
+        return "another process"
+    return f"process {process} on {host}"
+
+
+def _host() -> str:
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
+
+
+def _runs(process: int) -> bool:
+    if os.name == "nt":
+        return True  # there is no harmless way to ask
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # of another user
+        return True
+    return True
 
 
 def append_line(path: str | os.PathLike[str], value: Any) -> None:
@@ -56,12 +124,21 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 
 
 def user_cache() -> Path:
-    """Where what can be made again is kept: the environment's F2PAD_CACHE, or the user's cache folder."""
-    return Path(os.environ.get("F2PAD_CACHE") or platformdirs.user_cache_dir("f2pad_jax"))
+    """Where what can be made again is kept: the environment's F2PAD_CACHE, or the user's cache folder.
+
+    Raises:
+      InputError: the user has no home folder.
+    """
+    if named := os.environ.get("F2PAD_CACHE"):
+        return Path(named)
+    path = Path(platformdirs.user_cache_dir("f2pad_jax"))
+    if not path.is_absolute():  # "~" stays as it is where there is no home
+        raise InputError("there is no home folder for the cache", hint="name a folder in F2PAD_CACHE")
+    return path
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Makes a folder for results where it does not exist yet.
+    """Makes a folder for results where it does not exist yet, and removes what killed processes left in it.
 
     Raises:
       InputError: the name belongs to a file, or nothing can be written there.
@@ -69,6 +146,7 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
+        sweep(path)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=path, hint="name another folder") from error
     return path

@@ -22,6 +22,14 @@ LABEL = 24  # characters that fit beside a row
 COLUMNS = ("input", "truth", "backbone map", "backbone mask", "F2PAD mask", "recovered n*", "anomaly a")
 
 
+class Terminal(Console):
+    """A console that leaves to its caller what happens where nobody reads."""
+
+    def on_broken_pipe(self) -> None:
+        """Goes on with the error that is being handled."""
+        raise BrokenPipeError
+
+
 class Row(NamedTuple):
     """One image and what became of it; arrays of one height and width.
 
@@ -80,7 +88,7 @@ def print_table(runs: Sequence[dict[str, Any]], console: Console | None = None) 
     if len(runs) > 1:
         table.add_section()
         table.add_row("mean", "", *_cells(_mean(runs)), style="bold")
-    (console or Console()).print(table)
+    (console or Terminal()).print(table)
 
 
 def _cells(run: dict[str, Any]) -> Iterator[str]:

@@ -8,6 +8,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+from f2pad_jax.errors import InputError
 from f2pad_jax.output import user_cache
 
 SWITCH = "F2PAD_COMPILE_CACHE"  # environment variable; "0" turns the cache off
@@ -20,12 +21,12 @@ def prepare_jax() -> None:
     os.environ.setdefault("JAX_NUM_CPU_DEVICES", str(os.cpu_count() or 1))
     if os.environ.get(SWITCH) == "0" or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    folder = compile_cache()
     try:
+        folder = compile_cache()
         # Whoever can write there can make us run code: nobody but the user may.
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         folder.chmod(0o700)
-    except OSError:
+    except (InputError, OSError):
         return  # no cache is slower and as right
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LARGEST))

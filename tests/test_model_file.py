@@ -12,25 +12,27 @@ import numpy as np
 import pytest
 
 from f2pad_jax.calibration import Limits
-from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, load_arrays, save_arrays
+from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, _flat, _nested, load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.detectors.cflow import CFlow, Decoder
+from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
 from f2pad_jax.model import Model, Procedure
-from f2pad_jax.model_file import VERSION, load_model, save_model
+from f2pad_jax.model_file import VERSION, ModelFacts, _fields, load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights import load_extractor
 
-SIZE = 8
+SIZE, CHANNELS = 64, 152  # of the two coarser maps of EfficientNet-Lite0
 
 
 def _tree() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     return {
-        "detector": {"bank": rng.random((40, 12), np.float32), "scalar": np.float32(3)},
+        "detector": {"bank": rng.random((40, CHANNELS), np.float32), "scalar": np.float32(3)},
         "index": np.arange(5, dtype=np.int32),
         "pictures": rng.integers(0, 256, (2, SIZE, SIZE, 3), dtype=np.uint8),
         "none": np.zeros((0, SIZE, SIZE, 3), np.uint8),
@@ -61,7 +63,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> Model:
     tree = _tree()
-    detector = PatchCore(scale=jnp.ones(12), bank=jnp.asarray(tree["detector"]["bank"]), norm=jnp.zeros(40))
+    detector = PatchCore(scale=jnp.ones(CHANNELS), bank=jnp.asarray(tree["detector"]["bank"]), norm=jnp.zeros(40))
     energy = Energy(
         extractor=load_extractor("efficientnet_lite0"),
         detector=detector,
@@ -125,8 +127,8 @@ def test_the_table_must_fit_the_arrays(saved: Path, tmp_path: Path) -> None:
     changes: dict[str, Any] = {
         "dtype": bank | {"dtype": "int32"},
         "object": bank | {"dtype": "object"},
-        "shape": bank | {"shape": [40, 13]},
-        "negative": bank | {"shape": [-1, 12]},
+        "shape": bank | {"shape": [40, 153]},
+        "negative": bank | {"shape": [-1, 152]},
         "huge": bank | {"shape": [10**9, 10**9]},
     }
     for name, entry in changes.items():
@@ -200,8 +202,8 @@ def test_a_model_returns_as_it_was(model: Model, tmp_path: Path) -> None:
 
 
 def test_a_detectors_static_choices_return(model: Model, tmp_path: Path) -> None:
-    params = flow.init(jax.random.key(0), FlowSpec(4, blocks=2))
-    decoder = Decoder(jnp.zeros(4), jnp.ones(4), params, jnp.float32(-1.5))
+    params = flow.init(jax.random.key(0), FlowSpec(24, blocks=2))
+    decoder = Decoder(jnp.zeros(24), jnp.ones(24), params, jnp.float32(-1.5))
     detector = CFlow((decoder,), divided=False, clamp="atan")
     save_model(replace(model, energy=model.energy.replace(detector=detector)), tmp_path / "model")
     loaded = load_model(tmp_path / "model").detector
@@ -242,13 +244,28 @@ def test_the_precision_returns_and_older_models_have_the_default(model: Model, t
     _edit(tmp_path / "model", {"extractor": known})
     assert load_model(tmp_path / "model").extractor.precision == "parity"
     _edit(tmp_path / "model", {"extractor": known | {"precision": ["bf16"]}})
-    with pytest.raises(InputError, match="no precision is called"):
+    with pytest.raises(InputError, match="damaged model .extractor.precision is"):
         load_model(tmp_path / "model")
 
 
 @pytest.mark.parametrize(
     "change",
     [
+        {"settings": {"rate": -1.0}},
+        {"settings": {"warm_up": 20.0}},
+        {"settings": {"tolerance": float("nan")}},
+        {"settings": {"proximal": 1}},
+        {"procedure": {"largest": -1e9}},
+        {"procedure": {"threshold": float("nan")}},
+        {"procedure": {"start": "nowhere"}},
+        {"procedure": {"dilation": 10**30}},
+        {"limits": {"peak": float("inf")}},
+        {"extractor": {"sha256": None}},
+        {"seed": -1},
+        {"seed": True},
+        {"size": 63},
+        {"size": 128},
+        {"note": "added"},
         {"detector": "oracle"},
         {"detector": None},
         {"detector": {"name": "oracle"}},
@@ -270,6 +287,81 @@ def test_the_precision_returns_and_older_models_have_the_default(model: Model, t
 )
 def test_forged_facts_are_refused(model: Model, tmp_path: Path, change: dict[str, Any]) -> None:
     save_model(model, tmp_path / "model")
-    _edit(tmp_path / "model", change)
-    with pytest.raises(InputError):
+    head = json.loads((tmp_path / "model/model.json").read_text())
+    whole = {
+        name: head[name] | value if isinstance(value, dict) and isinstance(head.get(name), dict) else value
+        for name, value in change.items()
+    }
+    _edit(tmp_path / "model", whole)
+    with pytest.raises(InputError) as caught:
         load_model(tmp_path / "model")
+    assert len(str(caught.value)) <= 300 + len(str(tmp_path))
+
+
+def test_what_is_missing_of_the_facts_is_not_made_up(model: Model, tmp_path: Path) -> None:
+    save_model(model, tmp_path / "model")
+    head = json.loads((tmp_path / "model/model.json").read_text())
+    for name in ("settings", "procedure", "limits"):
+        _edit(tmp_path / "model", head | {name: dict(list(head[name].items())[1:])})
+        with pytest.raises(InputError, match=rf"damaged model \({name}\.\w+: field required\)"):
+            load_model(tmp_path / "model")
+
+
+def test_a_model_that_would_not_be_read_is_not_written(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"settings.rate is '-1.0': input should be greater than 0"):
+        save_model(replace(model, settings=model.settings.replace(rate=-1.0)), tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
+def _forged(array: np.ndarray) -> dict[str, np.ndarray]:
+    """The array in other shapes and types; an array of one number has nothing that could be cut."""
+    forged = {"rank": array[None], "dtype": array.astype(np.int32 if array.dtype != np.int32 else np.float32)}
+    if array.ndim:
+        forged |= {"longer": np.concatenate([array, array[:1]]), "none": array[:0]}
+    return forged
+
+
+@pytest.mark.parametrize("name", ["patchcore", "padim", "cflow"])
+def test_arrays_that_no_detector_of_such_maps_has_are_refused(model: Model, name: str) -> None:
+    rng = np.random.default_rng(0)
+    sides = [(SIZE // stride, SIZE // stride, c) for stride, c in zip((4, 8, 16), (24, 40, 112), strict=True)]
+    maps = tuple(rng.standard_normal((4, *side)).astype(np.float32) for side in sides)
+    params = flow.init(jax.random.key(0), FlowSpec(24, blocks=2, permutation="hard"))
+    detector = {
+        "padim": lambda: PaDiM.fit(maps, channels=8, rank=2),
+        "patchcore": lambda: PatchCore.fit(maps),
+        "cflow": lambda: CFlow((Decoder(jnp.zeros(24), jnp.ones(24), params, jnp.float32(-1.5)),)),
+    }[name]()
+    facts, arrays = detector.state()[1], _flat(jax.tree.map(np.asarray, detector.state()[0]))
+    known = json.loads(
+        json.dumps(_facts(model) | {"detector": {"name": name, **facts}}, default=lambda value: value.item())
+    )
+    other = {"normals": model.normals.pictures, "held_out": model.held_out, "mixture": vars(model.energy.mixture),
+             "scales": vars(model.scales)}  # fmt: skip
+    checked = read_facts(ModelFacts, known, kind="model", where="", hint="")
+    whole = jax.tree.map(np.asarray, {"detector": _nested(arrays), **other})
+    assert _fields(whole, checked)["detector"].name == name
+    for path in _flat(whole):
+        for kind, leaf in _forged(_flat(whole)[path]).items():
+            if (path, kind) in FREE or (name, path, kind) in FREE:
+                continue
+            with pytest.raises((ValueError, TypeError, IndexError, KeyError, AttributeError)):
+                print(path, kind, _fields(_nested(_flat(whole) | {path: leaf}), checked))
+
+
+# What may be of any length: pictures, and the couplings of a flow where all its arrays say the same.
+FREE = {("normals", "longer"), ("normals", "none"), ("held_out", "longer"), ("held_out", "none")}
+
+
+def _facts(model: Model) -> dict[str, Any]:
+    return {
+        "format": "f2pad_jax model",
+        "version": VERSION,
+        "extractor": {"name": model.extractor.name, "sha256": model.extractor.digest, "precision": "parity"},
+        "size": SIZE,
+        "limits": vars(model.limits),
+        "settings": vars(model.settings),
+        "procedure": vars(model.procedure),
+        "tuned_on": "default",
+        "seed": 0,
+    }

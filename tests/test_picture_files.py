@@ -171,10 +171,10 @@ def test_records_of_any_content_are_no_obstacle(tmp_path: Path, solved: list[int
 
 def test_lines_about_errors_are_short_and_control_no_terminal() -> None:
     line = str(InputError("x" * 10**6 + "\n", where="a\n\x1b[31mb\udcff", hint="try  again"))
-    assert len(line) <= LONGEST
+    assert len(line) <= LONGEST + 40
     assert line.startswith("a \ufffd[31mb\ufffd: xxx")
     assert line.endswith("…; try again")
-    assert len(str(InputError("y" * 100, where="w" * 10**6, hint="h" * 10**6))) < 3 * LONGEST
+    assert len(str(InputError("y" * 100, where="w" * 10**6, hint="h" * 10**6))) <= 2 * LONGEST + 104
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])

@@ -6,6 +6,7 @@ import io
 import os
 import pickle
 import struct
+import time
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -158,6 +159,52 @@ def test_hostile_pickles_are_refused_and_not_run(tmp_path: Path, function: objec
     with pytest.raises(ValueError, match="refused: the pickle asks for"):
         read_torch(data)
     assert not mark.exists()
+
+
+TENSOR = tensor_pickle(count=2**22, shape=(2**22,))[len(b"\x80\x02}Vx\n") : -2]  # without its dict
+
+# pickles that are small or middling, and what they would do to a reader without limits
+BOMBS = {
+    "a tuple whose hash overflows the stack": (b"})" + b"\x85" * 3_000_000 + b"K\x01s", "nests too much"),
+    "a tuple of pairs of pairs": (b"})" + b"q\x00h\x00\x86" * 60 + b"K\x01s", "nests too much"),
+    "a wide tuple as a key, often": (b"}(" + b"N" * 9 * 10**4 + b"tq\x00" + b"h\x00Ns" * 10**5, "nests too much"),
+    "a tuple as a key, often": (b"}(" + b"N" * 4000 + b"tq\x00" + b"h\x00Ns" * 7 * 10**4, "nests too much"),
+    "a great many values": (b"N0" * 8_000_000 + b"N", "too large"),
+    "a list that is copied": (
+        b"](" + b"N" * 10**5 + b"eq\x00" + b"cbuiltins\nset\nh\x00\x85R0" * 1000,
+        "copied too often",
+    ),
+    "a number of many digits": (b"\x8b" + struct.pack("<i", 2**22) + b"\x7f" * 2**22, "a number in the pickle"),
+    "many tensors of one storage": (
+        b"}(" + b"".join(b"V%d\n" % k + TENSOR for k in range(200)) + b"u",
+        "the tensors are too large",
+    ),
+    "an opcode for code": (b"(cos\nsystem\nVtrue\no", "opcode OBJ"),
+    "an extension": (b"\x82\x01", "opcode EXT1"),
+    "memory beside the file": (b"\x97", "opcode NEXT_BUFFER"),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_pickles_built_to_hurt_are_refused_before_they_do(name: str):
+    root, reason = BOMBS[name]
+    data = torch_zip(b"\x80\x02" + root + b".", {"0": bytes(2**24)})
+    began = time.process_time()
+    with pytest.raises(ValueError, match=reason):
+        read_torch(data)
+    assert time.process_time() - began < 5  # 2 s where nothing else runs
+
+
+def test_storages_are_read_once_whatever_shares_them(monkeypatch: pytest.MonkeyPatch):
+    reads: list[str] = []
+    read = zipfile.ZipFile.read
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda self, name: reads.append(name) or read(self, name))
+    one = tensor_pickle()[len(b"\x80\x02}Vx\n") : -2]
+    root = b"\x80\x02}(Va\n" + one + b"Vb\n" + one + b"u."
+    raw = np.arange(4, dtype="<f4")
+    found = read_torch(torch_zip(root, {"0": raw.tobytes()}))
+    np.testing.assert_array_equal([found["a"], found["b"]], [raw, raw])
+    assert reads.count("archive/data/0") == 1
 
 
 def test_other_bombs_are_refused():

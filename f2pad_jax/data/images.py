@@ -8,7 +8,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,8 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_bytes
 
 MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb: a quarter of a GiB as RGB
+
+BAND = 256  # rows
 
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _WARNINGS = threading.Lock()  # catch_warnings acts on the whole process, and pictures are read in threads
@@ -46,7 +48,7 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> np.ndar
         range (32-bit and floating-point pixels).
     """
     with _opened(path) as picture:
-        array = np.asarray(_to_rgb(picture, path))
+        array = _to_rgb(picture, path)
     return array if size is None else resize_image(array, (size, size))
 
 
@@ -138,7 +140,7 @@ def check_images(images: object, *, rank: int) -> np.ndarray:
 def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
     """The decoded, upright picture; every fault of file or decoder becomes an InputError."""
     path = Path(path)
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, False as well where the name cannot be one
         raise InputError("no such file", where=path, hint="check the name")
     if not path.is_file():
         raise InputError("is not a file", where=path, hint="name a picture")
@@ -149,7 +151,8 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             picture = Image.open(path)
         with picture:
-            picture.load()
+            with _silent() if picture.format == "TIFF" else nullcontext():
+                picture.load()
             yield ImageOps.exif_transpose(picture)
     except InputError:
         raise
@@ -163,7 +166,33 @@ def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
         raise InputError(f"cannot be decoded ({error})", where=path, hint="copy or save it again") from error
 
 
-def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Standard error closed for a while: libtiff writes there by itself."""
+    with _WARNINGS, open(os.devnull, "wb") as nowhere:
+        try:
+            kept = os.dup(2)
+        except OSError:  # there is none
+            yield
+            return
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+    """The picture as uint8 (H, W, 3), converted band by band: the steps between take more memory than it does."""
+    array = np.empty((picture.height, picture.width, 3), np.uint8)
+    for top in range(0, picture.height, BAND):
+        bottom = min(top + BAND, picture.height)
+        array[top:bottom] = np.asarray(_band_to_rgb(picture.crop((0, top, picture.width, bottom)), path))
+    return array
+
+
+def _band_to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
     if picture.mode.startswith("I"):
         array = np.asarray(picture).astype(np.int64)
         if array.min() < 0 or array.max() > 65535:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ import numpy as np
 
 from f2pad_jax.data.images import read_image, read_mask, resize_image, resize_mask
 from f2pad_jax.errors import InputError
+from f2pad_jax.output import sweep, temporary_name
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
 
@@ -167,7 +167,7 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
       InputError: a folder holds no picture, or nothing was named.
     """
     found = dict.fromkeys(
-        picture for path in map(Path, paths) for picture in (_filled(path) if path.is_dir() else [path])
+        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else [path])
     )
     if not found:
         raise InputError("no picture was named", hint="name pictures or folders of pictures")
@@ -195,7 +195,9 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
         raise InputError("exists already and is not an empty folder", where=out, hint="name a new folder")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+        temporary = temporary_name(out.parent)
+        temporary.mkdir()
+        sweep(out.parent)
     except OSError as error:
         raise InputError(f"cannot be made ({error.strerror})", where=out) from error
     try:

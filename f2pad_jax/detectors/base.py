@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from f2pad_jax.errors import InputError
 
+Shape = jax.ShapeDtypeStruct
 Maps = tuple[jax.Array, ...]  # of one picture: (H_k, W_k, C_k), finest first
 Arrays = dict[str, Any]  # nested dicts of arrays
 Facts = dict[str, Any]  # plain data for JSON
@@ -21,7 +22,10 @@ Facts = dict[str, Any]  # plain data for JSON
 class Detector(Protocol):
     """A fitted detector, a `flax.struct` dataclass; `detectors.DETECTORS` lists the classes.
 
-    A class of one's own with these members works everywhere: add it to that table.
+    A class of one's own with these members works everywhere: add it to that table. One that also has a class method
+    `declared(arrays, maps)` has the arrays of its model folders checked: from the arrays of `state` and the feature
+    maps of a picture, (H_k, W_k, C_k) each, it gives the shapes and dtypes that the arrays must have, as
+    `jax.ShapeDtypeStruct`s; a `ValueError` says what is wrong with their values.
 
     Attributes:
       name: as on the command line.

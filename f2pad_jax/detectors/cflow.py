@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps
+from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
 from f2pad_jax.detectors.cflow_training import EPOCHS, RATE, Progress, train
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow as flows
@@ -233,7 +233,32 @@ class CFlow(struct.PyTreeNode):
     @classmethod
     def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
         """The inverse of `state`."""
-        return cls(tuple(Decoder(**arrays[f"map{level}"]) for level in range(len(arrays))), **facts)
+        return cls(
+            tuple(Decoder(**arrays[f"map{level}"]) for level in range(len(arrays))), facts["divided"], facts["clamp"]
+        )
+
+    @classmethod
+    def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:
+        """Shapes of the arrays of `state`; the number of maps and of couplings is theirs to say."""
+        if not 1 <= len(arrays) <= len(maps):
+            raise ValueError(f"there are flows of {len(arrays)} maps")
+        wanted = {}
+        for level, m in enumerate(maps[: len(arrays)]):
+            own, channels = arrays[f"map{level}"], m.shape[-1]
+            order = own["flow"].get("order")
+            if order is not None and not (np.sort(order, axis=-1) == np.arange(channels)).all():
+                raise ValueError(f"order of map{level} is no permutation")
+            if not (own["deviation"] > 0).all():
+                raise ValueError(f"deviation of map{level} is not positive")
+            spec = FlowSpec(channels, len(own["flow"]["scale"]), permutation="soft" if order is None else "hard")
+            vector = Shape((channels,), jnp.float32)
+            wanted[f"map{level}"] = {
+                "mean": vector,
+                "deviation": vector,
+                "flow": flows.shapes(spec),
+                "reference": Shape((), jnp.float32),
+            }
+        return wanted
 
     def _per_channel(self, level: int, features: jax.Array, terms: jax.Array) -> jax.Array:
         """Log-likelihood per channel, log p / C, of features (P, C) of a map: (P,)."""

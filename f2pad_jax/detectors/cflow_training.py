@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from f2pad_jax.checkpoint import check_target, is_checkpoint, load_arrays, save_arrays
+from f2pad_jax.checkpoint import check_arrays, check_target, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
@@ -56,13 +56,27 @@ class Progress:
                 raise InputError(
                     "holds a training of other pictures or settings", where=folder, hint="name a new folder"
                 )
+            if unknown := sorted(self.kept.keys() - {f"map{level}" for level in range(len(maps))}):
+                raise InputError(f"damaged {KIND} (it has a {unknown[0]})", where=folder, hint="remove it")
 
-    def restore(self, level: int, fresh: Any) -> Any:
-        """The state of one map's training, or the fresh one."""
+    def restore(self, level: int, fresh: State) -> State:
+        """The state of one map's training, or the fresh one.
+
+        Raises:
+          InputError: what is kept is no state of such a training.
+        """
         kept = self.kept.get(f"map{level}")
         if kept is None:
             return fresh
-        return jax.tree.unflatten(jax.tree.structure(fresh), [jnp.asarray(kept[f"{k:03d}"]) for k in range(len(kept))])
+        leaves, tree = jax.tree.flatten(fresh)
+        try:
+            check_arrays(kept, {f"{k:03d}": leaf for k, leaf in enumerate(leaves)})
+            state = jax.tree.unflatten(tree, [jnp.asarray(kept[f"{k:03d}"]) for k in range(len(leaves))])
+            if not (1 <= state.epoch <= self.epochs and 0 <= state.stale < state.epoch):
+                raise ValueError(f"meta-epoch {state.epoch} of {self.epochs}, {state.stale} without a better one")
+        except (AttributeError, ValueError) as error:
+            raise InputError(f"damaged {KIND} (map{level}: {error})", where=self.folder, hint="remove it") from error
+        return state
 
     def store(self, level: int, state: Any) -> None:
         """Keeps the state of one map's training."""

@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps
+from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
 from f2pad_jax.errors import InputError
 
 REFERENCE_CHANNELS = 100  # kept of ResNet-18's 448 by the reference code
@@ -206,6 +206,21 @@ class PaDiM(struct.PyTreeNode):
         del facts
         own = {name: leaf for name, leaf in arrays.items() if name not in ("channels", "mean")}
         return cls(arrays["channels"], arrays["mean"], (Dense if "precision" in own else LowRank)(**own))
+
+    @classmethod
+    def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:
+        """Shapes of the arrays of `state`; the channels and the rank are theirs to say."""
+        places, dims = maps[0].shape[0] * maps[0].shape[1], len(arrays["channels"])
+        if not dims or not 0 <= arrays["channels"].min() <= arrays["channels"].max() < sum(m.shape[-1] for m in maps):
+            raise ValueError("channels name some that the extractor has not")
+        inverse = {"precision": Shape((places, dims, dims), jnp.float32)}
+        if "precision" not in arrays:
+            rank = arrays["basis"].shape[1]
+            shapes = {"basis": (places, rank, dims), "gain": (places, rank), "floor": (places, 1)}
+            inverse = {name: Shape(shape, jnp.float32) for name, shape in shapes.items()}
+            if not (arrays["floor"] > 0).all():
+                raise ValueError("floor is not positive")
+        return {"channels": Shape((dims,), jnp.int32), "mean": Shape((places, dims), jnp.float32), **inverse}
 
 
 def _eigenpairs(delta: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps
+from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
@@ -171,6 +171,15 @@ class PatchCore(struct.PyTreeNode):
         """The inverse of `state`."""
         del facts
         return cls(**arrays)
+
+    @classmethod
+    def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:
+        """Shapes of the arrays of `state`; the size of the bank is theirs to say."""
+        count, dims = len(arrays["bank"]), sum(m.shape[-1] for m in maps[1:])
+        if not count or not (arrays["scale"] > 0).all():
+            raise ValueError("the bank is empty, or scale is not positive")
+        shapes = {"scale": (dims,), "bank": (count, dims), "norm": (count,)}
+        return {name: Shape(shape, jnp.float32) for name, shape in shapes.items()}
 
     def _embedded(self, maps: Maps, positions: jax.Array) -> jax.Array:
         features = embed(maps, self.scale)

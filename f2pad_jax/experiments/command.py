@@ -17,13 +17,14 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.experiments import sets
 from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit, by_model
 from f2pad_jax.experiments.paper import DETECTORS
-from f2pad_jax.experiments.registry import EXPERIMENTS
-from f2pad_jax.experiments.results import read_plan, render, write_results
+from f2pad_jax.experiments.records import check_parts, read_plan, write_record
+from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
+from f2pad_jax.experiments.results import render, write_results
 from f2pad_jax.experiments.runs import Failed, Solved, Task, missing, run_units
 from f2pad_jax.experiments.variants import applies
 from f2pad_jax.experiments.workers import Tell, Work, share_out
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.output import make_folder, write_json
+from f2pad_jax.output import make_folder
 from f2pad_jax.weights import load_extractor
 
 
@@ -97,12 +98,13 @@ def merge(parts: Sequence[Path], out: Path, *, on_failure: Callable[[str], None]
       Whether nothing was missing; each unit that is was one call of `on_failure`.
 
     Raises:
-      InputError: a folder holds no experiment, or they do not belong together.
+      InputError: a folder holds no experiment, they do not belong together, or a file was changed or is of another run.
     """
     plans = [read_plan(path) for path in parts]
     for path, plan in zip(parts, plans, strict=True):
         if plan != plans[0]:
             raise InputError("holds another experiment than the first folder", where=path, hint="merge one at a time")
+        check_parts(path)
     out = make_folder(out)
     for name in plans[0]["experiments"]:
         _keep_plan(_common(plans[0]) | plans[0]["experiments"][name], name, out)
@@ -129,7 +131,7 @@ def join_results(folders: Sequence[Path], out: Path, *, say: Callable[[str], Non
 
 def list_units(name: str, plan: dict[str, Any]) -> list[Unit]:
     """The units of an experiment, sorted by name."""
-    selection, made = plan["experiments"][name], EXPERIMENTS[name]
+    selection, made = plan["experiments"][name], known_experiment(name)
     units = [
         Unit(category, detector, made.shots, variant)
         for category in selection["categories"]
@@ -138,6 +140,14 @@ def list_units(name: str, plan: dict[str, Any]) -> list[Unit]:
         if applies(variant, detector)
     ]
     return sorted(units, key=lambda unit: unit.name)
+
+
+def known_experiment(name: str) -> Experiment:
+    """The experiment of that name; `InputError` that lists the names for any other."""
+    if name not in EXPERIMENTS:
+        known = ", ".join(EXPERIMENTS)
+        raise InputError("no such experiment", where=name, hint=f"choose from {known}, merge or results")
+    return EXPERIMENTS[name]
 
 
 def _solve(
@@ -217,10 +227,7 @@ def _networks(detectors: Iterable[str], request: Request, plan: dict[str, Any]) 
 
 
 def _plan(request: Request) -> dict[str, Any]:
-    if request.name not in EXPERIMENTS:
-        known = ", ".join(EXPERIMENTS)
-        raise InputError("no such experiment", where=request.name, hint=f"choose from {known}, merge or results")
-    real = EXPERIMENTS[request.name].real
+    real = known_experiment(request.name).real
     if request.data is None and real:
         raise InputError("needs MVTec AD", where=request.name, hint="name its folder with --data")
     if request.data is None and request.weights is not None:
@@ -280,7 +287,7 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
                 f"holds results with another {', '.join(different)}", where=out, hint="name another folder"
             )
     whole["experiments"] = dict(sorted((whole["experiments"] | {name: {key: plan[key] for key in _OWN}}).items()))
-    write_json(out / "plan.json", whole)
+    write_record(out / "plan.json", whole)
     return whole
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,12 +12,15 @@ from typing import Any, NamedTuple
 from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import plain_settings
+from f2pad_jax.experiments.records import ChosenFacts, read_record, write_record
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import fit_changes
 from f2pad_jax.fitting import draw_shots, fit, refit_mixture
-from f2pad_jax.model import Model
+from f2pad_jax.model import Model, ProcedureFacts
+from f2pad_jax.model_file import SettingsFacts
 from f2pad_jax.networks.extractor import Extractor, check_precision
-from f2pad_jax.output import make_folder, write_json
+from f2pad_jax.output import make_folder
+from f2pad_jax.schemas import read_facts
 from f2pad_jax.tuning import tune
 
 SYNTHETIC, ORACLE, DEFAULT = "synthetic", "oracle", "default"  # ways to tune
@@ -115,19 +117,19 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
         model = tune(model, seed=made.seed, oracle=oracle)
     seconds = {"fit_seconds": fitted - began, "tune_seconds": time.perf_counter() - fitted}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
-    write_json(path, {"settings": plain_settings(model), "tuned_on": model.tuned_on, **seconds})
+    write_record(path, {"settings": plain_settings(model), "tuned_on": model.tuned_on, **seconds})
     return model, seconds
 
 
 def _as_chosen(model: Model, path: Path) -> tuple[Model, dict[str, float]]:
-    try:
-        chosen = json.loads(path.read_text("utf-8"))
-        values = chosen.pop("settings")
-        seconds = {name: chosen.pop(name) for name in ("fit_seconds", "tune_seconds")}
-        settings = replace(model.settings, **{name: values[name] for name in vars(model.settings)})
-        procedure = replace(model.procedure, **{name: values[name] for name in vars(model.procedure)})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"is of another version ({error})", where=path, hint="name a new --out") from error
+    chosen = read_record(path, ChosenFacts)
+    values, parts = chosen.pop("settings"), []
+    seconds = {name: chosen.pop(name) for name in ("fit_seconds", "tune_seconds")}
+    for own, schema in ((model.settings, SettingsFacts), (model.procedure, ProcedureFacts)):
+        asked = {name: values[name] for name in vars(own) if name in values}
+        read_facts(schema, asked, kind="record", where=path, hint="name a new --out")
+        parts.append(replace(own, **asked))
+    settings, procedure = parts
     if procedure.components != model.procedure.components:
         model = refit_mixture(model, procedure.components)
     return replace(model, settings=settings, procedure=procedure, **chosen), seconds

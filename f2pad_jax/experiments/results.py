@@ -19,6 +19,7 @@ from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper
 from f2pad_jax.experiments.cases import Case, read_cases
 from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit
+from f2pad_jax.experiments.records import read_plan
 from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.tables import markdown
@@ -32,18 +33,6 @@ SHRINK = 0.9  # step in which such a figure shrinks
 GREYS, COLOURS, COLOURED = 8, 32, 24  # how many it has, and the difference of its channels from which a pixel has one
 DRAWN = 20_000  # pixels that its colours are chosen from
 _FIGURE = re.compile(r"!\[(.*)\]\((.+)\)\n")
-
-
-def read_plan(folder: Path) -> dict[str, Any]:
-    """What `f2pad experiment` keeps of a results folder.
-
-    Raises:
-      InputError: it is none.
-    """
-    try:
-        return json.loads((folder / "plan.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError("holds no experiment", where=folder, hint="name the --out folders of earlier runs") from error
 
 
 def render(
@@ -113,16 +102,20 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
         if not finished:
             raise InputError("holds no finished experiment", where=folder, hint="run it again, or merge its shares")
         for made in finished:
-            content = json.loads((folder / f"{made.name}.json").read_text("utf-8"))
-            facts = content["protocol"]
-            machines |= {*facts["machines"]}
-            title = f"{made.section}, {facts['dataset']}, {WAYS[facts['tuning']]}"
-            anchor = f"{made.name}-{number + 1}"
-            contents.append([f"[{title}](#{anchor})", f"`{facts['command']}`", f"{facts['time']:.0f}"])
+            try:
+                content = json.loads((folder / f"{made.name}.json").read_text("utf-8"))
+                facts, runs_of = content["protocol"], [dict(run) for run in content["runs"]]
+                machines |= {*facts["machines"]}
+                title = f"{made.section}, {facts['dataset']}, {WAYS[facts['tuning']]}"
+                anchor = f"{made.name}-{number + 1}"
+                contents.append([f"[{title}](#{anchor})", f"`{facts['command']}`", f"{facts['time']:.0f}"])
+            except (OSError, KeyError, TypeError, ValueError) as error:
+                where = folder / f"{made.name}.json"
+                raise InputError(f"cannot be used ({error})", where=where, hint="run it again") from error
             _, _, text = (folder / f"{made.name}.md").read_text("utf-8").partition("\n")
             if not own:
                 text = _FIGURE.sub(lambda link, folder=folder: _copied(link[1], folder / link[2], out), text)
-                for run in content["runs"]:
+                for run in runs_of:
                     runs.setdefault(json.dumps(run, sort_keys=True), []).append(f"{folder.name}/{made.name}")
             sections.append(f'<a id="{anchor}"></a>\n\n## {title}\n{text}')
     head = markdown(["", "command", "seconds of fits, tuning and solves"], contents)

@@ -4,17 +4,18 @@ A results folder holds `plan.json` (what its parts have in common), `sets/<categ
 tuning chose and training that was kept, so that a run that goes on need do neither again) and `parts/<unit>/`:
 `unit.json` about the model, and for each test picture `NNN.json`, `NNN_mask.png`, `NNN_normal.png` and, where the
 backbone is not that of the full method, `NNN_scores.npz`. A picture is done when its `NNN.json` is there, which is
-written last; `NNN_failed.json` tells why one is not. Times are measured per picture and belong to its part: whatever
-is made of the parts is a function of them alone, so that it has the same bytes in one go, after interruptions, or
-merged from several machines.
+written last; `NNN_failed.json` tells why one is not; see `experiments.records`. Times are measured per picture and
+belong to its part: whatever is made of the parts is a function of them alone, so that it has the same bytes in one go,
+after interruptions, or merged from several machines.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import json
 import os
 import platform
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -27,11 +28,21 @@ from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import describe
 from f2pad_jax.experiments.models import Unit, make_model, recipe
+from f2pad_jax.experiments.records import (
+    AGAIN,
+    FailureFacts,
+    model_of,
+    plan_of,
+    read_part,
+    read_record,
+    read_unit,
+    write_record,
+)
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import CURVES, FULL, Outcome, change, shares_scores, solve_variant
 from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.output import make_folder, write_bytes, write_json
+from f2pad_jax.output import make_folder, write_bytes
 from f2pad_jax.segmentation import Segmentation, refine
 
 CHUNK = 8  # pictures that are solved together; an interruption loses no more
@@ -116,9 +127,7 @@ def solved(unit: Unit, out: Path, category: Category) -> tuple[list[int], dict[i
     folder, left = _folder(out, unit), missing(unit, out, category)
     count = _count(unit, category)
     failed = {
-        index: json.loads(path.read_text("utf-8"))["error"]
-        for index in left
-        if (path := _note(folder, index)).is_file()
+        index: read_record(path, FailureFacts)["error"] for index in left if (path := _note(folder, index)).is_file()
     }
     if len(failed) < len(left) or len(failed) == count:
         raise InputError(f"{len(left)} of {count} test pictures are not done", where=unit.name)
@@ -129,14 +138,19 @@ def load_unit(unit: Unit, out: Path, category: Category, pictures: Sequence[int]
     """What the record of the unit says about its model, and its results for these pictures.
 
     Raises:
-      InputError: a file cannot be read.
+      InputError: a file cannot be read, was changed, or is of another run.
     """
-    folder = _folder(out, unit)
+    folder, plan = _folder(out, unit), plan_of(out)
+    facts, model = read_unit(folder, plan), None
+    if shares_scores(unit.variant):
+        model = model_of(read_unit(_folder(out, unit._replace(variant=FULL)), plan))
     try:
-        facts = json.loads((folder / "unit.json").read_text("utf-8"))
-        return facts, [_load(folder, unit, out, facts, index, category) for index in pictures]
-    except (OSError, ValueError, KeyError) as error:
+        parts = [_load(folder, unit, out, facts, index, category, model) for index in pictures]
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"cannot be read ({error})", where=folder, hint="remove the folder and run again") from error
+    return {name: value for name, value in facts.items() if name not in ("unit", "plan")}, parts
 
 
 def plain_mask(unit: Unit, out: Path, index: int) -> np.ndarray:
@@ -185,20 +199,19 @@ def _run(
     """Solves what is missing; what went wrong with pictures, in one line, or nothing."""
     folder = make_folder(_folder(out, unit))
     model = change(model, unit.variant, category)
+    plan = plan_of(out)
     facts = describe(model, dataset=task.dataset, category=unit.category)
+    facts |= {"unit": unit.name, "plan": plan, "threshold": float(model.threshold)}
     if (folder / "unit.json").is_file():
-        begun = json.loads((folder / "unit.json").read_text("utf-8"))
-        if {name: begun.get(name) for name in facts} != facts:
+        if model_of(read_unit(folder, plan)) != model_of(facts):
             raise InputError("was begun with another model or version", where=folder, hint="name a new --out")
     else:
-        write_json(
-            folder / "unit.json", facts | {"threshold": float(model.threshold), **seconds, "machine": _machine()}
-        )
+        write_record(folder / "unit.json", facts | {**seconds, "machine": _machine()})
 
     def solve(chunk: Sequence[int]) -> None:
         outcomes = solve_variant(model, unit.variant, category.images[list(chunk)])
         for index, outcome in zip(chunk, outcomes, strict=True):
-            _save(folder, index, unit, outcome, category)
+            _save(folder, index, unit, outcome, category, model_of(facts))
             on_picture()
 
     problems = {}
@@ -212,7 +225,7 @@ def _run(
                     solve([index])
                 except Exception as error:
                     problems[index] = _reason(error)
-                    write_json(_note(folder, index), {"image": category.names[index], "error": problems[index]})
+                    write_record(_note(folder, index), {"image": category.names[index], "error": problems[index]})
     return blame(category, problems)
 
 
@@ -225,18 +238,21 @@ def blame(category: Category, problems: Mapping[int, str]) -> str:
     return f"{category.names[first]}{more}: {problems[first]}"
 
 
-def _save(folder: Path, index: int, unit: Unit, outcome: Outcome, category: Category) -> None:
+def _save(folder: Path, index: int, unit: Unit, outcome: Outcome, category: Category, model: str) -> None:
     stem, truth, (result, region, extra) = f"{index:03d}", category.masks[index], outcome
-    write_png(folder / f"{stem}_mask.png", result.mask)
-    write_png(folder / f"{stem}_normal.png", result.normal)
-    for name, mask in extra.items():
-        if isinstance(mask, np.ndarray):
-            write_png(folder / f"{stem}_{name}.png", mask)
+    pictures = {"mask": result.mask, "normal": result.normal}
+    pictures |= {name: mask for name, mask in extra.items() if isinstance(mask, np.ndarray)}
+    for name, picture in pictures.items():
+        write_png(folder / f"{stem}_{name}.png", picture)
+    names = [f"{stem}_{name}.png" for name in pictures]
     if not shares_scores(unit.variant):
         buffer = io.BytesIO()
         np.savez_compressed(buffer, scores=result.score_map)
-        write_bytes(folder / f"{stem}_scores.npz", buffer.getvalue())
+        names.append(f"{stem}_scores.npz")
+        write_bytes(folder / names[-1], buffer.getvalue())
     record = {
+        "model": model,
+        "files": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names},
         "image": category.names[index],
         "iterations": int(result.iterations),
         "status": result.status,
@@ -245,14 +261,21 @@ def _save(folder: Path, index: int, unit: Unit, outcome: Outcome, category: Cate
         "seconds": round(float(result.seconds), 3),
     }
     plain = {name: value for name, value in extra.items() if not isinstance(value, np.ndarray)}
-    write_json(folder / f"{stem}.json", record | plain)
+    write_record(folder / f"{stem}.json", record | plain)
     _note(folder, index).unlink(missing_ok=True)
 
 
-def _load(folder: Path, unit: Unit, out: Path, facts: dict[str, Any], index: int, category: Category) -> Part:
-    stem = f"{index:03d}"
-    record = json.loads((folder / f"{stem}.json").read_text("utf-8"))
-    scored = _folder(out, unit._replace(variant=FULL)) if shares_scores(unit.variant) else folder
+def _load(
+    folder: Path, unit: Unit, out: Path, facts: dict[str, Any], index: int, category: Category, whole: str | None
+) -> Part:
+    """A picture's part; `whole` is the model of the full method, where that keeps the scores."""
+    stem, scored = f"{index:03d}", folder
+    record = read_part(folder / f"{stem}.json", model_of(facts))
+    if record["image"] != category.names[index]:
+        raise InputError(f"is of another picture ({record['image']})", where=folder / f"{stem}.json", hint=AGAIN)
+    if whole is not None:
+        scored = _folder(out, unit._replace(variant=FULL))
+        read_part(scored / f"{stem}.json", whole)
     with np.load(scored / f"{stem}_scores.npz") as file:
         scores = file["scores"]
     normal = read_image(folder / f"{stem}_normal.png")

@@ -12,6 +12,7 @@ import numpy as np
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks.mae import MAESpec, reconstruct
 
+LARGEST = 2**14  # of a network's sides, widths and depths
 OWN = "own"  # name of autoencoders that the user trained
 KIND, VERSION = "autoencoder", 1  # of the folder that keeps one
 
@@ -42,7 +43,7 @@ def spec_of(facts: Any, where: object) -> MAESpec:
     """
     try:
         spec = MAESpec(**facts)
-        sound = all(type(number) is int and number > 0 for number in facts.values())
+        sound = all(type(number) is int and 0 < number <= LARGEST for number in facts.values())
         fitting = sound and not (spec.size % spec.patch or spec.width % spec.heads)
         if not fitting or spec.decoder_width % spec.decoder_heads:
             raise ValueError(f"its network is {facts}")

@@ -23,7 +23,7 @@ import numpy as np
 import optax
 from tqdm import tqdm
 
-from f2pad_jax.checkpoint import check_target, is_checkpoint, load_arrays, save_arrays
+from f2pad_jax.checkpoint import check_arrays, check_target, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
@@ -193,8 +193,14 @@ def _restored(folder: Path, like: _State, facts: dict[str, Any]) -> _State:
             hint="finish it with those, or remove it",
         )
     leaves, tree = jax.tree.flatten(like)
-    made = [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))]
-    return jax.tree.unflatten(tree, made)
+    try:
+        check_arrays(arrays, {str(index): leaf for index, leaf in enumerate(leaves)})
+        state = jax.tree.unflatten(tree, [jnp.asarray(arrays[str(index)]) for index in range(len(leaves))])
+        if not 0 <= state.step <= facts["steps"]:
+            raise ValueError(f"step {state.step} of {facts['steps']}")
+    except ValueError as error:
+        raise InputError(f"damaged {STATE} ({error})", where=folder, hint="remove it") from error
+    return state
 
 
 def train_to_folder(images: np.ndarray, out: Path, *, seed: int = 0, epochs: int | None = None) -> Inpainter:

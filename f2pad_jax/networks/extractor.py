@@ -85,6 +85,18 @@ class Extractor:
         return self.apply(self.params, images)
 
 
+def map_shapes(spec: NetworkSpec, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes (H_k, W_k, C_k) of the feature maps of a picture of `size` × `size`, finest first.
+
+    Raises:
+      ValueError: the size is no multiple of the coarsest stride.
+    """
+    if size % spec.strides[-1]:
+        raise ValueError(f"a size of {size} is no multiple of {spec.strides[-1]}")
+    sides = [(size // stride, size // stride) for stride in spec.strides]
+    return tuple(jax.ShapeDtypeStruct((*side, c), jnp.float32) for side, c in zip(sides, spec.channels, strict=True))
+
+
 def check_precision(name: str) -> Precision:
     """The precision of that name; `InputError` that lists the names for any other."""
     if name not in (known := get_args(Precision)):

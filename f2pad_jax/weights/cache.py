@@ -10,11 +10,22 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from f2pad_jax.checkpoint import is_checkpoint, load_arrays, save_arrays
+from f2pad_jax.checkpoint import check_arrays, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import user_cache
+from f2pad_jax.schemas import Digest, Facts, read_facts
 
 KIND, VERSION = "weights", 1
+
+
+class WeightsFacts(Facts):
+    """What `weights.json` holds besides the table of arrays."""
+
+    format: str
+    version: int
+    name: str
+    source: str
+    sha256: Digest
 
 
 def cache_folder() -> Path:
@@ -77,13 +88,13 @@ def restore(name: str, shapes: Any) -> tuple[dict[str, Any], str]:
     folder = cache_folder() / name
     try:
         arrays, facts = load_arrays(folder, kind=KIND, version=VERSION)
-        digest = str(facts["sha256"])
-    except (InputError, KeyError) as error:
+        known = read_facts(WeightsFacts, facts, kind="entry", where=folder, hint="")
+        if known.name != name:
+            raise ValueError(f"it holds {known.name}")
+        check_arrays(arrays, shapes)
+    except ValueError as error:  # an `InputError` is one
         raise _damaged(folder, error) from error
-    found = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arrays)
-    if found != shapes:
-        raise _damaged(folder, ValueError("its arrays are not those of the network"))
-    return jax.tree.map(jnp.asarray, arrays), digest
+    return jax.tree.map(jnp.asarray, arrays), known.sha256
 
 
 def _damaged(folder: Path, error: Exception) -> InputError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks.extractor import Extractor, check_precision
@@ -17,6 +19,9 @@ from f2pad_jax.weights import cache
 from f2pad_jax.weights.fetching import by_hand, fetch
 from f2pad_jax.weights.registry import NETWORKS, Entry, entry, registry
 from f2pad_jax.weights.weight_files import read_weights
+
+LARGEST = 1e6  # of any weight
+USUAL, MANY, OUTLYING = 50.0, 64, 1e4  # beyond which a value is compared with the median of at least so many others
 
 
 @dataclass(frozen=True)
@@ -86,15 +91,24 @@ def load_extractor(name: str, *, weights: str | Path | None = None, precision: s
     return Extractor(params, name, network.apply, network.spec, digest, profile)
 
 
-def import_weights(name: str, path: str | Path) -> WeightStatus:
+def import_weights(name: str, path: str | Path, *, sha256: str | None = None) -> WeightStatus:
     """Converts a weight file and keeps the result in the user's cache, where `load_extractor` finds it.
 
+    Args:
+      name: name in the registry.
+      path: the file, see `load_params`.
+      sha256: the digest that it must have, 64 hexadecimal digits; any where None.
+
     Raises:
-      InputError: unknown name, a file that does not fit, or a cache that cannot be written.
+      InputError: unknown name, a file that does not fit or has another digest, or a cache that cannot be written.
     """
     known, path = entry(name), Path(path)
     _refuse_installed(known)
+    if sha256 is not None and not re.fullmatch("[0-9a-fA-F]{64}", sha256):
+        raise InputError(f"{sha256} is no SHA-256 digest", hint="give all its 64 hexadecimal digits")
     params, digest = _convert_file(known, path)
+    if sha256 is not None and digest != sha256.lower():
+        raise InputError(f"has SHA-256 {digest}, not the one that was asked for", where=path, hint="get the file again")
     return WeightStatus(known, "cache", cache.store(name, params, source=path.name, digest=digest), digest)
 
 
@@ -175,6 +189,18 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
         )
     network.check(state, path)
     try:
-        return network.convert(state), digest
+        params = network.convert(state)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
+            _check_values("/".join(str(key.key) for key in keys), np.abs(np.asarray(leaf)))
     except ValueError as error:
         raise InputError(f"not the weights of {known.name}: {error}", where=path) from error
+    return params, digest
+
+
+def _check_values(layer: str, sizes: np.ndarray) -> None:
+    """Refuses what no training leaves, such as a flipped bit of an exponent; a `ValueError` names the layer."""
+    largest = float(sizes.max(initial=0.0))
+    if not np.isfinite(largest):
+        raise ValueError(f"{layer} holds non-finite values")
+    if largest > LARGEST or (largest > USUAL and sizes.size >= MANY and largest > OUTLYING * float(np.median(sizes))):
+        raise ValueError(f"{layer} holds a value of {largest:.3g}")

@@ -12,14 +12,19 @@ import pickle
 import pickletools
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
 MAX_TENSORS = 10_000
 MAX_PICKLE = 16 * 2**20
+MAX_OPCODES = 250_000  # more than a checkpoint of a large network has with the state of its optimiser
+MAX_WEIGHT = 4096  # members of a tuple, with those of its members
+NUMBER, MEMO = 128, 20  # bits of a number, and of an index of the memo
 MAX_ELEMENTS = 2**30
+SPARE = 2**24  # elements that tensors may have beyond twice those of their storages: views share storages
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
@@ -35,6 +40,67 @@ _DTYPES = {
     "ByteStorage": "<u1",
     "BoolStorage": "|b1",
 }
+
+
+# What picklers write; others are for code, for buffers elsewhere, or for undoing what was built.
+_OPCODES = frozenset(
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "POP",
+        "POP_MARK",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "INT",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG",
+        "LONG1",
+        "LONG4",
+        "FLOAT",
+        "BINFLOAT",
+        "STRING",
+        "BINSTRING",
+        "SHORT_BINSTRING",
+        "BINBYTES",
+        "SHORT_BINBYTES",
+        "UNICODE",
+        "BINUNICODE",
+        "SHORT_BINUNICODE",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "LIST",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_DICT",
+        "DICT",
+        "SETITEM",
+        "SETITEMS",
+        "EMPTY_SET",
+        "ADDITEMS",
+        "GET",
+        "BINGET",
+        "LONG_BINGET",
+        "PUT",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "REDUCE",
+        "BUILD",
+        "PERSID",
+        "BINPERSID",
+    ]
+)
 
 
 # The descriptions are tuples, for a pickle can change the fields of nearly any other object after they were checked.
@@ -64,10 +130,10 @@ class _Tensor(NamedTuple):
 
 
 def _rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-    numbers = (offset, *shape, *strides)
     if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > 8:
         raise pickle.UnpicklingError("malformed tensor")
-    if not all(type(number) is int and number >= 0 for number in numbers):
+    numbers = (offset, *shape, *strides)
+    if not all(type(number) is int and 0 <= number < 2**63 for number in numbers):
         raise pickle.UnpicklingError("malformed tensor shape")
     last = offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
     size = math.prod(shape)
@@ -82,9 +148,6 @@ def _rebuild_parameter(data: Any, *_: Any) -> Any:
 
 
 _ALLOWED = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
 } | {("torch", name): _StorageType(name) for name in _DTYPES}
@@ -94,10 +157,13 @@ class _TensorUnpickler(pickle.Unpickler):
     def __init__(self, stream: io.BytesIO) -> None:
         super().__init__(stream)
         self.storages: dict[str, _Storage] = {}  # all that the pickle speaks of, by key
+        self.copied = 0  # members of containers that were made of others
+        self.allowed = _ALLOWED | {("collections", "OrderedDict"): partial(self.collect, OrderedDict)}
+        self.allowed |= {(module, "set"): partial(self.collect, set) for module in ("builtins", "__builtin__")}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
         try:
-            return _ALLOWED[module_name, global_name]
+            return self.allowed[module_name, global_name]
         except KeyError:
             raise pickle.UnpicklingError(f"refused: the pickle asks for {module_name}.{global_name}") from None
 
@@ -109,14 +175,60 @@ class _TensorUnpickler(pickle.Unpickler):
                     return self.storages[key]
         raise pickle.UnpicklingError("refused: a storage of an unknown form")
 
+    def collect(self, kind: Any, members: Any = ()) -> Any:
+        """An `OrderedDict` or a set; a pickle can ask for a copy of a large one again and again."""
+        if not isinstance(members, list | tuple):
+            raise pickle.UnpicklingError("refused: a container of an unknown form")
+        self.copied += len(members)
+        if self.copied > MAX_OPCODES:
+            raise pickle.UnpicklingError("refused: containers are copied too often")
+        return kind(members)
+
+
+def _check_opcodes(stream: io.BytesIO) -> None:
+    """Goes through a pickle without running it, and refuses one that would take long, much memory or a deep stack.
+
+    What takes long is the hash of a tuple: it counts every member of every member, each time, and recursively. So
+    each value on the stack has a weight, 1 or of a tuple that of its members and 1, which is limited, as is the sum of
+    all that goes into containers.
+    """
+    start, total = stream.tell(), 0
+    stack: list[int] = []  # weights; 0 is a mark
+    memo: dict[int, int] = {}
+    for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
+        name = opcode.name
+        if name not in _OPCODES:
+            raise pickle.UnpicklingError(f"refused: the pickle has an opcode {name}")
+        if count > MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
+            raise pickle.UnpicklingError("refused: the pickle is too large")
+        if type(argument) is int and abs(argument) >> (NUMBER if "PUT" not in name else MEMO):
+            raise pickle.UnpicklingError("refused: a number in the pickle is too large")  # a memo is a table
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            memo[len(memo) if name == "MEMOIZE" else int(argument or 0)] = stack[-1]
+            continue
+        members = []
+        if pickletools.markobject in opcode.stack_before:
+            while weight := stack.pop():
+                members.append(weight)
+            members += [stack.pop() for _ in range(opcode.stack_before.index(pickletools.markobject))]
+        else:
+            members = [stack.pop() for _ in opcode.stack_before]
+        weight = 0 if name == "MARK" else 1
+        if "GET" in name:
+            weight = memo[int(argument or 0)]
+        elif "TUPLE" in name or name in ("REDUCE", "BINPERSID", "BUILD"):
+            weight += sum(members)
+        else:  # the others that take something fill containers, which have no hash
+            total += sum(members)
+        if weight > MAX_WEIGHT or total > MAX_OPCODES:
+            raise pickle.UnpicklingError("refused: the pickle nests too much")
+        stack += [weight] * len(opcode.stack_after)
+
 
 def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
     """One object from the stream, which then stands just behind it, and the storages that it speaks of."""
     start = stream.tell()
-    for opcode, argument, position in pickletools.genops(stream):
-        # A memo index is a table size: a huge one is a way to fill the memory with five bytes.
-        if (position or 0) - start > MAX_PICKLE or ("PUT" in opcode.name and int(argument or 0) > MAX_PICKLE):
-            raise pickle.UnpicklingError("refused: the pickle is too large")
+    _check_opcodes(stream)
     end = stream.tell()
     stream.seek(start)
     unpickler = _TensorUnpickler(io.BytesIO(stream.read(end - start)))
@@ -139,27 +251,41 @@ def _tensors(root: Any) -> dict[str, _Tensor]:
     # anomalib puts names of classes, plain strings, among the tensors
     tensors = {key: value for key, value in root.items() if isinstance(key, str) and isinstance(value, _Tensor)}
     if root and not tensors:
-        raise pickle.UnpicklingError(f"not a tensor: {next(iter(root))!r}")
-    if sum(math.prod(tensor.shape) for tensor in tensors.values()) > MAX_ELEMENTS:
+        first = next(iter(root))
+        raise pickle.UnpicklingError(f"not a tensor: {first if isinstance(first, str) else type(first).__name__!r}")
+    elements = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    stored = sum({tensor.storage.key: tensor.storage.count for tensor in tensors.values()}.values())
+    if elements > min(MAX_ELEMENTS, 2 * stored + SPARE):
         raise pickle.UnpicklingError("the tensors are too large")
     return tensors
 
 
-def _array(tensor: _Tensor, raw: bytes | memoryview) -> np.ndarray:
-    storage = tensor.storage
+def _flat(storage: _Storage, raw: bytes | memoryview) -> np.ndarray:
+    """The numbers of a storage."""
     if len(raw) != storage.count * storage.kind.itemsize:
         raise pickle.UnpicklingError(f"storage {storage.key} is truncated or of another size than it says")
     if _DTYPES[storage.kind.name] == "bf16":  # float32 with the lower half of its bits cut off
-        flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
-    else:
-        flat = np.frombuffer(raw, _DTYPES[storage.kind.name])
+        return (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
+    return np.frombuffer(raw, _DTYPES[storage.kind.name])
+
+
+def _arrays(tensors: Mapping[str, _Tensor], raw: Callable[[str], bytes | memoryview]) -> dict[str, np.ndarray]:
+    """Every tensor, from the bytes of the storage of a key, which is read once."""
+    flats: dict[_Storage, np.ndarray] = {}
+    for tensor in tensors.values():
+        if tensor.storage not in flats:
+            flats[tensor.storage] = _flat(tensor.storage, raw(tensor.storage.key))
+    return {name: _array(tensor, flats[tensor.storage]) for name, tensor in tensors.items()}
+
+
+def _array(tensor: _Tensor, flat: np.ndarray) -> np.ndarray:
     if 0 in tensor.shape:
         return np.empty(tensor.shape, flat.dtype)
     strides = tuple(step * flat.itemsize for step in tensor.strides)
     return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
 
 
-def _read_zip(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+def _read_zip(data: bytes) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         # torch never compresses, so a compressed member is a bomb or a mistake.
@@ -171,11 +297,11 @@ def _read_zip(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("refused: big-endian storages")
-        for key, tensor in _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))[0]).items():
-            yield key, _array(tensor, archive.read(f"{root}data/{tensor.storage.key}"))
+        tensors = _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))[0])
+        return _arrays(tensors, lambda key: archive.read(f"{root}data/{key}"))
 
 
-def _read_legacy(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
+def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
     stream = io.BytesIO(data)
     if _unpickle(stream)[0] != _LEGACY_MAGIC or _unpickle(stream)[0] != _LEGACY_PROTOCOL:
         raise pickle.UnpicklingError("a pickle, but not a torch file")
@@ -190,8 +316,7 @@ def _read_legacy(data: bytes) -> Iterator[tuple[str, np.ndarray]]:
             raise pickle.UnpicklingError(f"a storage of which nothing is said: {key!r}")
         stream.seek(start + count * storages[key].kind.itemsize)
         raw[key] = view[start : stream.tell()]
-    for key, tensor in tensors.items():
-        yield key, _array(tensor, raw[tensor.storage.key])
+    return _arrays(tensors, raw.__getitem__)
 
 
 def read_torch(data: bytes) -> dict[str, np.ndarray]:
@@ -209,7 +334,7 @@ def read_torch(data: bytes) -> dict[str, np.ndarray]:
         values.
     """
     try:
-        return dict(_read_zip(data) if data[:2] == b"PK" else _read_legacy(data))
+        return _read_zip(data) if data[:2] == b"PK" else _read_legacy(data)
     # A damaged pickle or archive can raise nearly anything; whatever it is, the file cannot be used.
     except Exception as error:
         raise ValueError(str(error) or type(error).__name__) from error

@@ -13,6 +13,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.weights.torch_file import read_torch
 
 MAX_BYTES = 2 * 2**30
+MAX_RATIO, SPARE = 8, 2**26  # by which weights can be compressed at most, and bytes that are no matter
 State = dict[str, np.ndarray]
 
 
@@ -31,8 +32,8 @@ def _parse(data: bytes) -> State:
     if data[:2] == b"PK":
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             infos = archive.infolist()
-        if sum(info.file_size for info in infos) > MAX_BYTES:
-            raise ValueError("unpacks to more than 2 GiB")
+        if sum(info.file_size for info in infos) > min(MAX_BYTES, MAX_RATIO * len(data) + SPARE):
+            raise ValueError("unpacks to more than weights do")
         return _read_npz(data) if all(info.filename.endswith(".npy") for info in infos) else read_torch(data)
     # safetensors: the length of a JSON header in 8 bytes, then the header itself.
     return _read_safetensors(data) if data[8:9] == b"{" else read_torch(data)
