@@ -41,6 +41,7 @@ class PlanFacts(Facts):
     images: Annotated[int, Field(ge=1, le=10**6)]
     size: Annotated[int, Field(ge=1, le=2**15)]
     seed: Seed
+    kinds: Annotated[list[Name], Field(min_length=1)]  # of the anomalies that are made
     tuning: Literal["synthetic", "oracle", "default"]
     experiments: dict[str, Selection]
 

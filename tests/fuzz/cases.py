@@ -365,7 +365,7 @@ def results() -> Path:
     folder = scratch() / "results"
     unit = folder / "parts" / "brick-padim-all-full"
     unit.mkdir(parents=True)
-    common = {"dataset": "textures", "images": 2, "size": 32, "seed": 0, "tuning": "default"}
+    common = {"dataset": "textures", "images": 2, "size": 32, "seed": 0, "kinds": ["colour"], "tuning": "default"}
     selection = {"categories": ["brick"], "detectors": ["padim"], "command": "f2pad experiment table1"}
     write_record(folder / "plan.json", common | {"experiments": {"table1": selection}})
     facts: dict[str, Any] = {
