@@ -39,6 +39,7 @@ class Options(NamedTuple):
       weights: a weight file for ResNet-18; without one the imported weights, else random ones.
       images: pictures of each case, where these are not a batch.
       limit: most iterations of a solve, for a quick look.
+      data: folder of MVTec AD.
     """
 
     size: int = 224
@@ -47,6 +48,7 @@ class Options(NamedTuple):
     weights: Path | None = None
     images: int = 8
     limit: int | None = None
+    data: Path | None = None
 
     def wanted(self, *labels: object) -> bool:
         """Whether the case of these labels is asked for."""
@@ -102,7 +104,7 @@ def batch_of(model: Model, *, batch: int, full: bool) -> tuple[jax.Array, Proble
       batch: how many pictures.
       full: whether the region is the whole picture, so that all positions of the grid count.
     """
-    size = model.size
+    size = model.shape[0]
     _, pictures = crops("brick", train=0, test=batch, size=size)
     radius = size * (COVERED / np.pi) ** 0.5
     rows, columns = np.mgrid[:size, :size]

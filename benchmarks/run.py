@@ -20,7 +20,7 @@ from problems import Options
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_json
 
-BENCHMARKS = ("step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "gpu_suite")
+BENCHMARKS = ("step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "native", "gpu_suite")
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
 
 
@@ -62,6 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--list", action="store_true", help="print the names and stop")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
     parser.add_argument("--weights", type=Path, metavar="FILE", help="weights of ResNet-18")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help="MVTec AD, for more cases of native")
     parser.add_argument("--size", type=int, default=224, metavar="N", help="side of the pictures")
     parser.add_argument("--repeats", type=int, default=10, metavar="N", help="measurements of each case")
     parser.add_argument("--images", type=int, default=8, metavar="N", help="pictures of each case of whole solves")
@@ -73,7 +74,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if asked.name is None:
         parser.error("give a NAME or --list")
-    options = Options(asked.size, asked.repeats, tuple(asked.only), asked.weights, asked.images, asked.limit)
+    options = Options(
+        asked.size, asked.repeats, tuple(asked.only), asked.weights, asked.images, asked.limit, asked.data
+    )
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # other processes need the device, too
     cases: list[dict[str, Any]] = []
     try:

@@ -118,7 +118,26 @@ def parser() -> argparse.ArgumentParser:
     weights(fit)
     out(fit, "MODEL", "folder for the model")
     fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
-    fit.add_argument("--size", type=_at_least(32), default=224, metavar="N", help="work at N × N pixels (224)")
+    fit.add_argument(
+        "--size",
+        type=_at_least(32),
+        default=224,
+        metavar="N",
+        help="the extractor sees pictures of about N × N pixels, in their own aspect (224)",
+    )
+    fit.add_argument(
+        "--work-size",
+        type=_at_least(32),
+        default=1024,
+        metavar="N",
+        help="masks are made at the pictures' own size, or where they have more, at N × N pixels (1024)",
+    )
+    fit.add_argument(
+        "--windows",
+        type=_at_least(32),
+        metavar="N",
+        help="segment pictures in overlapping windows of N × N pixels, for defects that are small beside them",
+    )
     fit.add_argument(
         "--precision",
         default="parity",

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from f2pad_jax import __version__, doubts, report
 from f2pad_jax.checkpoint import check_target, is_checkpoint, seal
 from f2pad_jax.core import Settings
+from f2pad_jax.data.images import read_image
 from f2pad_jax.data.layouts import list_images, load_images, load_tests, open_category
 from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
 from f2pad_jax.errors import InputError
@@ -25,10 +26,12 @@ from f2pad_jax.model import Model, Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
 from f2pad_jax.picture_files import panel_row, segment_files
+from f2pad_jax.reducing import seen_shape, work_shape
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import fetch_weights, import_weights, list_weights, load_extractor, verify_weights
 from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.weights.listing import describe, weights_table
+from f2pad_jax.windows import training_windows
 
 DONE, UNUSABLE = 0, 2
 DEMO_CATEGORIES = ("brick", "gravel")
@@ -107,25 +110,38 @@ def run_fit(arguments: argparse.Namespace) -> int:
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     procedure = replace(procedure, false_alarms=arguments.false_alarms)
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
-    images, failures = load_images(paths, arguments.size)
-    if failures:
-        raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
-    _warn(doubts.of_training(images))
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
+    own = read_image(paths[0]).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
+    seen = seen_shape((own[0], own[1]), arguments.size, extractor)
+    shape = work_shape((own[0], own[1]), arguments.windows or arguments.work_size, seen)
+    if inpainter is not None or arguments.paper:  # which know squares only
+        if arguments.windows is not None:
+            raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
+        shape = seen = (arguments.size, arguments.size)
+    if arguments.windows is not None:
+        images = training_windows(paths, shape, seed=arguments.seed)
+    else:
+        images, failures = load_images(paths, shape)
+        if failures:
+            raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
+    _warn(doubts.of_training(images))
     model = fit(
         images,
         detector=detector.name,
         extractor=extractor,
+        seen=seen,
         seed=arguments.seed,
         settings=settings,
         procedure=replace(procedure, start="autoencoder") if inpainter else procedure,
         options=options,
         inpainter=inpainter,
     )
-    save_model(model, arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None), arguments.out)
+    what = "pictures" if arguments.windows is None else "windows"
+    reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
         f"{arguments.out}: {detector.name} on {extractor.name}, "
-        f"{len(images)} pictures of {arguments.size} × {arguments.size}"
+        f"{len(images)} {what} of {shape[1]} × {shape[0]}{reduced}"
     )
     return DONE
 
@@ -153,7 +169,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, weights=arguments.weights)
     oracle = None
     if arguments.oracle:
-        images, masks, _, failures = load_tests(category.test, model.size)
+        images, masks, _, failures = load_tests(category.test, model.shape)
         if failures:
             raise failures[0][1]
         oracle = (images, masks)
@@ -184,7 +200,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measures a model on a category's test pictures."""
     category = open_category(arguments.dataset)
     model = load_model(arguments.model, weights=arguments.weights)
-    images, masks, cases, failures = load_tests(category.test, model.size)
+    images, masks, cases, failures = load_tests(category.test, None if model.windowed else model.shape)
     if not cases:
         raise failures[0][1]
     check_masks(masks, arguments.dataset)

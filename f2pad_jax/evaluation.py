@@ -45,8 +45,8 @@ def evaluate(
 
     Args:
       model: as fitted or tuned.
-      images: uint8 (N, S, S, 3) at the model's size.
-      masks: bool (N, S, S).
+      images: uint8 (N, H, W, 3) of the model's shape.
+      masks: bool (N, H, W).
       names: N names, unique in the category.
       dataset: name for the record.
       category: name for the record.
@@ -100,7 +100,7 @@ def measure(
     Args:
       facts: of `describe`.
       results: one per image.
-      masks: bool (N, S, S).
+      masks: bool (N, H, W).
       names: N names.
       unread: as for `evaluate`.
 

@@ -14,19 +14,27 @@ from f2pad_jax.core.pixels import normalize
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import SMOOTHING, Model
 from f2pad_jax.output import write_bytes
+from f2pad_jax.reducing import axis_weights
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def score_function(model: Model) -> Callable[[jax.Array], jax.Array]:
-    """The detector's smoothed score map of one picture as a pure function: uint8 (S, S, 3) to float32 (S, S)."""
+    """The detector's smoothed score map of one picture as a pure function: uint8 (H, W, 3) to float32 (H, W)."""
     # The Gaussian filter of SciPy is linear along an axis: what it makes of unit vectors is its matrix.
-    smooth = jnp.asarray(gaussian_filter1d(np.eye(model.size, dtype=np.float32), SMOOTHING, axis=0))
+    down, across = (
+        jnp.asarray(gaussian_filter1d(np.eye(side, dtype=np.float32), SMOOTHING, axis=0)) for side in model.seen
+    )
 
     def scores(image: jax.Array) -> jax.Array:
-        maps = tuple(m[0] for m in model.extractor(normalize(image)[None]))
-        grown = jax.image.resize(model.detector.score(maps), (model.size, model.size), "bilinear")
-        return jnp.matmul(jnp.matmul(smooth, grown, precision="highest"), smooth.T, precision="highest")
+        pixels = normalize(image)
+        if model.seen != model.shape:
+            rows, columns = (axis_weights(*sides) for sides in zip(model.shape, model.seen, strict=True))
+            pixels = jnp.einsum("ij,jkc,lk->ilc", rows, pixels, columns, precision="highest")
+        maps = tuple(m[0] for m in model.extractor(pixels[None]))
+        grown = jax.image.resize(model.detector.score(maps), model.seen, "bilinear")
+        smooth = jnp.matmul(jnp.matmul(down, grown, precision="highest"), across.T, precision="highest")
+        return jax.image.resize(smooth, model.shape, "bilinear")
 
     return scores
 
@@ -37,7 +45,7 @@ def stablehlo(model: Model, path: Path) -> None:
     Raises:
       InputError: the package flatbuffers is missing.
     """
-    picture = jax.ShapeDtypeStruct((model.size, model.size, 3), jnp.uint8)
+    picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
     exported = jax.export.export(jax.jit(score_function(model)), platforms=PLATFORMS)(picture)
     try:
         content = bytes(exported.serialize())

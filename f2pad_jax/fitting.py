@@ -21,6 +21,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.reducing import LEAST, Shape, reduce_images, scale_of
 
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
 FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation
@@ -29,15 +30,15 @@ FLOOR = 1e-6  # of a typical value: a picture without any texture has no variati
 class Synthetic(NamedTuple):
     """Synthetic anomalies pasted on held-out normal pictures: what a model is tuned on."""
 
-    images: np.ndarray  # uint8 (K, S, S, 3)
-    masks: np.ndarray  # bool (K, S, S)
+    images: np.ndarray  # uint8 (K, H, W, 3)
+    masks: np.ndarray  # bool (K, H, W)
 
 
 def fit_pixel_mixture(images: np.ndarray, *, components: int = 8, sample: int = 20_000, seed: int = 0) -> PixelMixture:
     """Fits Eq. (9) by EM (scikit-learn) on a random sample of pixels.
 
     Args:
-      images: (N, H, W, 3) float32, ImageNet-normalised.
+      images: (N, H, W, 3), uint8 or float32 and ImageNet-normalised already.
       components: Q, the number of Gaussians; no more than there are colours.
       sample: pixels drawn without replacement.
       seed: of the sample and of EM's start.
@@ -45,6 +46,7 @@ def fit_pixel_mixture(images: np.ndarray, *, components: int = 8, sample: int = 
     pixels = images.reshape(-1, 3)
     rng = np.random.default_rng(seed)
     pixels = pixels[rng.choice(len(pixels), size=min(sample, len(pixels)), replace=False)]
+    pixels = normalize(pixels) if pixels.dtype == np.uint8 else pixels
     components = min(components, len(np.unique(pixels, axis=0)))
     # Grey pictures have singular colour covariances: the floor is half a grey level in normalised units.
     mixture = GaussianMixture(components, reg_covar=1e-4, random_state=seed, max_iter=200, tol=1e-2)
@@ -62,9 +64,9 @@ def _mean_variation(image: jax.Array) -> jax.Array:
     return total_variation(image) / (image.shape[0] * image.shape[1])
 
 
-def _typical_distance(pixels: np.ndarray, mixture: PixelMixture) -> jax.Array:
-    """Mean summand of l_p¹ over normalised pictures (N, S, S, 3), with a floor that keeps the term finite."""
-    means = [_mean_distance(x, mixture) for x in pixels]
+def _typical_distance(images: np.ndarray, mixture: PixelMixture) -> jax.Array:
+    """Mean summand of l_p¹ over pictures, uint8 (N, H, W, 3), with a floor that keeps the term finite."""
+    means = [_mean_distance(normalize(x), mixture) for x in images]
     return jnp.maximum(jnp.mean(jnp.stack(means)), FLOOR)
 
 
@@ -74,12 +76,11 @@ def _mean_summand(detector: Detector, maps: Maps) -> jax.Array:
 
 
 def _typical(detector: Detector, maps: tuple[np.ndarray, ...], images: np.ndarray, mixture: PixelMixture) -> Scales:
-    pixels = normalize(images)
     scores = [_mean_summand(detector, tuple(m[i] for m in maps)) for i in range(len(images))]
-    variations = [_mean_variation(x) for x in pixels]
+    variations = [_mean_variation(normalize(x)) for x in images]
     return Scales(
         score=jnp.maximum(jnp.mean(jnp.stack(scores)), FLOOR),
-        pixel=_typical_distance(pixels, mixture),
+        pixel=_typical_distance(images, mixture),
         variation=jnp.maximum(jnp.mean(jnp.stack(variations)), FLOOR),
     )
 
@@ -96,6 +97,7 @@ def fit(
     *,
     detector: str,
     extractor: Extractor,
+    seen: Shape | None = None,
     seed: int = 0,
     settings: Settings = Settings(),
     procedure: Procedure = Procedure(),
@@ -108,9 +110,11 @@ def fit(
     measured, and what scores normal pictures reach.
 
     Args:
-      images: normal pictures, uint8 RGB (N, S, S, 3), N ≥ 3.
+      images: normal pictures, uint8 RGB (N, H, W, 3), N ≥ 3, in the shape in which test pictures are worked on.
       detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow".
       extractor: of `load_extractor`.
+      seen: (height, width) to which pictures are reduced for the extractor, such as that of `reducing.seen_shape`; by
+        default it sees them as they are.
       seed: of the split, the coreset or flow, and the mixture.
       settings: numbers of the solve.
       procedure: choices around it.
@@ -118,26 +122,33 @@ def fit(
       inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
 
     Raises:
-      InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind, or an inpainter that
-        is missing or works at another size.
+      InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind or smaller than the
+        extractor is to see them, or an inpainter that is missing or works at another size.
     """
     chosen, options = detector_class(detector), options or {}
     check_options(chosen, options)
     check_procedure(procedure)
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
-        raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, S, S, 3)")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
+        raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, H, W, 3)")
+    shape: Shape = (images.shape[1], images.shape[2])
+    seen = seen or shape
     coarsest = extractor.strides[-1]
-    if images.shape[1] % coarsest or images.shape[1] < 4 * coarsest:
+    if any(side % coarsest or side < LEAST * coarsest for side in seen):
         raise InputError(
-            f"the pictures are {images.shape[1]} pixels wide",
-            hint=f"use a multiple of {coarsest}, at least {4 * coarsest}",
+            f"the extractor is to see {seen[1]} × {seen[0]} pixels",
+            hint=f"make both sides multiples of {coarsest}, at least {LEAST * coarsest}",
+        )
+    if seen[0] > shape[0] or seen[1] > shape[1]:
+        raise InputError(
+            f"the pictures have {shape[1]} × {shape[0]} pixels, fewer than {seen[1]} × {seen[0]}",
+            hint="enlarge them first, or let the extractor see less",
         )
     if inpainter is None and procedure.start == "autoencoder":
         raise InputError("the start is the autoencoder, but there is none", hint="give an inpainter")
-    if inpainter is not None and inpainter.spec.size != images.shape[1]:
+    if inpainter is not None and shape != (inpainter.spec.size,) * 2:
         raise InputError(
-            f"the pictures are {images.shape[1]} pixels wide, the autoencoder's {inpainter.spec.size}",
+            f"the pictures have {shape[1]} × {shape[0]} pixels, the autoencoder's {inpainter.spec.size} a side",
             hint="make the sizes equal",
         )
     if len(images) < FEWEST:
@@ -145,23 +156,24 @@ def fit(
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]
-    fitted = chosen.fit(features(extractor, normals, title="features"), seed=seed, **options)
-    mixture = fit_pixel_mixture(normalize(normals), components=procedure.components, seed=seed)
+    fitted = chosen.fit(features(extractor, reduce_images(normals, seen), title="features"), seed=seed, **options)
+    mixture = fit_pixel_mixture(normals, components=procedure.components, seed=seed)
     model = Model(
         energy=Energy(extractor=extractor, detector=fitted, mixture=mixture),
         settings=settings,
         procedure=procedure,
-        scales=_typical(fitted, features(extractor, held_out), held_out, mixture),
-        size=images.shape[1],
+        scales=_typical(fitted, features(extractor, reduce_images(held_out, seen)), held_out, mixture),
+        shape=shape,
+        seen=seen,
         limits=Limits(peak=1.0, spread=0.0, pixel=0.0, cost=1.0),
-        normals=Normals(normals),
+        normals=Normals(normals, scale_of(shape, seen)),
         held_out=held_out,
         tuned_on="default",
         seed=seed,
         inpainter=inpainter,
     )
     sights = look(model, held_out)
-    costs = np.stack([smooth_map(sight.costs, model.size) for sight in sights])
+    costs = np.stack([smooth_map(sight.costs, seen) for sight in sights])
     return replace(model, limits=limits_of(np.stack([sight.scores for sight in sights]), costs))
 
 
@@ -172,10 +184,10 @@ def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:
 
 def refit_mixture(model: Model, components: int) -> Model:
     """The model with another number of Gaussians over pixels, and its typical values."""
-    mixture = fit_pixel_mixture(normalize(model.normals.pictures), components=components, seed=model.seed)
+    mixture = fit_pixel_mixture(model.normals.pictures, components=components, seed=model.seed)
     return replace(
         model,
         energy=model.energy.replace(mixture=mixture),
-        scales=model.scales.replace(pixel=_typical_distance(normalize(model.held_out), mixture)),
+        scales=model.scales.replace(pixel=_typical_distance(model.held_out, mixture)),
         procedure=replace(model.procedure, components=components),
     )

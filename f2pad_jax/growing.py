@@ -26,7 +26,7 @@ class Growth(NamedTuple):
 
     Attributes:
       result: the segmentation, `iterations` and `seconds` of all solves.
-      region: the last one, (S, S) bool.
+      region: the last one, (h, w) bool.
       rounds: how often the region grew.
     """
 
@@ -39,13 +39,13 @@ def grow(region: np.ndarray, scores: np.ndarray, *, threshold: float, reach: int
     """A region with the pieces that score high at its border.
 
     Args:
-      region: (S, S) bool.
-      scores: of the recovered picture, (S, S).
+      region: (h, w) bool.
+      scores: of the recovered picture, (h, w).
       threshold: of the scores.
       reach: pixels to both sides of the border where a piece must begin, and by which pieces are enlarged.
 
     Returns:
-      (S, S) bool that holds the region; the region itself where nothing scores high.
+      (h, w) bool that holds the region; the region itself where nothing scores high.
     """
     reach = max(reach, 1)
     high = scores > threshold
@@ -68,9 +68,9 @@ def let_grow(
 
     Args:
       model: as fitted or tuned.
-      images: uint8 RGB (N, S, S, 3).
+      images: uint8 RGB (N, H, W, 3).
       sights: of `look`.
-      regions: where n was free, (S, S) bool each.
+      regions: where n was free, (h, w) bool each.
       results: what was found there.
       rounds: how often a region may grow.
     """

@@ -19,10 +19,11 @@ from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.reducing import Shape, reduce_images, scale_of
 from f2pad_jax.schemas import facts_of, read_facts
 
 BATCH = 8  # pictures whose features are computed together on an accelerator, where there are more than one
-SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels (PaDiM, PatchCore)
+SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels that the extractor sees (PaDiM, PatchCore)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Procedure:
         "threshold", what lies above the threshold, as in the paper.
       sparsity: how β is chosen: "levels" (where n⁽⁰⁾ is a fill, for each piece of the region the largest that it can
         pay for and that leaves n normal; else β0), "constant" (β0), or "area" (β0 / Σm⁽⁰⁾, the paper's).
-      dilation: pixels by which the region is enlarged.
+      dilation: pixels that the extractor sees by which the region is enlarged.
       largest: share of the picture that the region covers at most, before it is enlarged; the paper's anomalies
         reach 0.13.
       start: n⁽⁰⁾: "image" (x itself), the name of one of `fills.FILLS`, or "auto": the matching fill where it is
@@ -123,26 +124,30 @@ class Model:
       settings: numbers of the solve.
       procedure: choices around it.
       scales: typical values of the terms on `held_out`.
-      size: side S of the pictures it works on, in pixels.
+      shape: height H and width W of the pictures it works on, in pixels.
+      seen: height h and width w of what the extractor sees of them; scores and regions are of this shape.
       limits: what the scores of `held_out` reach.
       normals: the detector's training pictures; fills take their material from them.
-      held_out: normal pictures that the detector has not seen, uint8 (K, S, S, 3).
+      held_out: normal pictures that the detector has not seen, uint8 (K, H, W, 3).
       tuned_on: "default", "synthetic-validation" or "oracle".
       seed: of the fit.
       inpainter: masked autoencoder for the start "autoencoder".
+      windowed: whether pictures are segmented in windows of `shape`, not brought to it.
     """
 
     energy: Energy
     settings: Settings
     procedure: Procedure
     scales: Scales
-    size: int
+    shape: Shape
+    seen: Shape
     limits: Limits
     normals: Normals
     held_out: np.ndarray
     tuned_on: str
     seed: int
     inpainter: Inpainter | None = None
+    windowed: bool = False
 
     @property
     def extractor(self) -> Extractor:
@@ -161,22 +166,30 @@ class Model:
         return self.limits.threshold(self.procedure.false_alarms) if own is None else own
 
     @property
-    def strides(self) -> tuple[int, ...]:
-        """Strides of the detector's grid and of the coarser maps that it uses, in pixels."""
-        return tuple(self.extractor.strides[self.detector.level :])
+    def grids(self) -> tuple[Shape, ...]:
+        """Rows and columns of the detector's grid and of the coarser maps that it uses."""
+        height, width = self.seen
+        return tuple((height // stride, width // stride) for stride in self.extractor.strides[self.detector.level :])
+
+    @property
+    def scale(self) -> float:
+        """Side of what the extractor sees as one pixel, in pixels of the picture."""
+        return scale_of(self.shape, self.seen)
 
 
 class Sight(NamedTuple):
     """What one pass through the extractor tells of a picture.
 
     Attributes:
-      image: x, (S, S, 3) float32, ImageNet-normalised.
+      image: x, (H, W, 3) float32, ImageNet-normalised.
+      seen: D x, what the extractor sees of it, (h, w, 3) float32.
       maps: its features, finest first.
-      scores: the detector's smoothed score map, (S, S) float32.
+      scores: the detector's smoothed score map, (h, w) float32.
       costs: the summands s_ij of l_n on the detector's grid, (h, w) float32.
     """
 
     image: np.ndarray
+    seen: np.ndarray
     maps: Maps
     scores: np.ndarray
     costs: np.ndarray
@@ -189,7 +202,7 @@ def apply_extractor(extractor: Extractor, images: jax.Array) -> tuple[jax.Array,
 
 
 def features(extractor: Extractor, images: np.ndarray, *, title: str | None = None) -> tuple[np.ndarray, ...]:
-    """Feature maps of pictures (N, S, S, 3): one (N, H_k, W_k, C_k) array per map, finest first.
+    """Feature maps of pictures (N, h, w, 3): one (N, H_k, W_k, C_k) array per map, finest first.
 
     Args:
       extractor: the network.
@@ -217,29 +230,30 @@ def _scores(detector: Detector, maps: Maps) -> tuple[jax.Array, jax.Array]:
     return detector.score(maps), detector.summands(maps)
 
 
-@partial(jax.jit, static_argnames="size")
-def _enlarged(grid: jax.Array, *, size: int) -> jax.Array:
-    return jax.image.resize(grid, (size, size), "bilinear")
+@partial(jax.jit, static_argnames="shape")
+def _enlarged(grid: jax.Array, *, shape: Shape) -> jax.Array:
+    return jax.image.resize(grid, shape, "bilinear")
 
 
-def smooth_map(grid: np.ndarray, size: int) -> np.ndarray:
-    """Values on the detector's grid (h, w) as a smoothed map of the picture, (size, size) float32."""
-    return ndimage.gaussian_filter(np.asarray(_enlarged(grid, size=size)), SMOOTHING)
+def smooth_map(grid: np.ndarray, shape: Shape) -> np.ndarray:
+    """Values on the detector's grid as a smoothed map of what the extractor sees, of that shape, float32."""
+    return ndimage.gaussian_filter(np.asarray(_enlarged(grid, shape=shape)), SMOOTHING)
 
 
 def look(model: Model, images: np.ndarray) -> list[Sight]:
-    """Features and scores of pictures (N, S, S, 3), as for `features`: the one pass before a solve."""
+    """Features and scores of pictures (N, H, W, 3), as for `features`: the one pass before a solve."""
     if not len(images):
         return []
-    maps, pixels = features(model.extractor, images), _pixels(images)
+    pixels, small = _pixels(images), reduce_images(images, model.seen)
+    maps = features(model.extractor, small)
     sights = []
-    for index, image in enumerate(pixels):
+    for index, (image, seen) in enumerate(zip(pixels, pixels if small is images else small, strict=True)):
         own = tuple(m[index] for m in maps)
         scores, costs = map(np.asarray, _scores(model.detector, own))
-        sights.append(Sight(image, own, smooth_map(scores, model.size), costs))
+        sights.append(Sight(image, seen, own, smooth_map(scores, model.seen), costs))
     return sights
 
 
 def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
-    """The detector's smoothed score maps of pictures (N, S, S, 3), as for `features`: (N, S, S) float32."""
+    """The detector's smoothed score maps of pictures (N, H, W, 3), as for `features`: (N, h, w) float32."""
     return np.stack([sight.scores for sight in look(model, images)])

@@ -22,14 +22,17 @@ from f2pad_jax.fills import Normals
 from f2pad_jax.fills.autoencoder import OWN, Inpainter
 from f2pad_jax.model import Model, Procedure, ProcedureFacts
 from f2pad_jax.networks.extractor import map_shapes
+from f2pad_jax.reducing import scale_of
 from f2pad_jax.schemas import Facts, Seed, facts_of, read_facts
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
 from f2pad_jax.weights.registry import NETWORKS, entry
 
-VERSION = 4
+VERSION = 5
 
 AGAIN = "fit it again"
+
+Side = Annotated[int, Field(ge=1, le=2**15)]
 
 
 class DetectorFacts(Facts, extra="allow"):
@@ -81,7 +84,9 @@ class ModelFacts(Facts):
     version: int
     detector: DetectorFacts
     extractor: ExtractorFacts
-    size: Annotated[int, Field(ge=1, le=2**15)]
+    shape: tuple[Side, Side]
+    seen: tuple[Side, Side]
+    windowed: bool
     limits: LimitsFacts  # pyright: ignore[reportInvalidTypeForm]
     settings: SettingsFacts  # pyright: ignore[reportInvalidTypeForm]
     procedure: ProcedureFacts  # pyright: ignore[reportInvalidTypeForm]
@@ -111,7 +116,9 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
             "sha256": model.extractor.digest,
             "precision": model.extractor.precision,
         },
-        "size": model.size,
+        "shape": model.shape,
+        "seen": model.seen,
+        "windowed": model.windowed,
         "limits": asdict(model.limits),
         "settings": {name: np.asarray(value).item() for name, value in vars(model.settings).items()},
         "procedure": asdict(model.procedure),
@@ -178,8 +185,10 @@ def _other_weights(name: str, wanted: str, found: str, folder: Path, hint: str) 
 
 def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
     extractor = entry(facts.extractor.name, kind="extractor")
-    maps = map_shapes(NETWORKS[extractor.name].spec, facts.size)
+    maps = map_shapes(NETWORKS[extractor.name].spec, facts.seen)
     detector = detector_class(facts.detector.name)
+    if any(side > whole for side, whole in zip(facts.seen, facts.shape, strict=True)):
+        raise ValueError(f"the extractor sees {facts.seen} of {facts.shape}")
     choices = _choices(detector, facts.detector.model_extra or {})
     check_arrays({name: leaf for name, leaf in arrays.items() if name != "inpainter"}, _wanted(arrays, facts, maps))
     scales = Scales(**jax.tree.map(jnp.asarray, arrays["scales"]))
@@ -187,8 +196,10 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
         raise ValueError("scales are not positive")
     return {
         "detector": detector.from_state(jax.tree.map(jnp.asarray, arrays["detector"]), choices),
-        "size": facts.size,
-        "normals": Normals(arrays["normals"]),
+        "shape": facts.shape,
+        "seen": facts.seen,
+        "windowed": facts.windowed,
+        "normals": Normals(arrays["normals"], scale_of(facts.shape, facts.seen)),
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
         "scales": scales,
@@ -202,7 +213,7 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
 
 def _wanted(arrays: dict[str, Any], facts: ModelFacts, maps: tuple[Shape, ...]) -> dict[str, Any]:
     """Shapes and dtypes that the arrays of a model must have; how many pictures and Gaussians is theirs to say."""
-    count, pictures = len(arrays["mixture"]["mean"]), (facts.size, facts.size, 3)
+    count, pictures = len(arrays["mixture"]["mean"]), (*facts.shape, 3)
     declared = getattr(detector_class(facts.detector.name), "declared", None)  # a class of one's own may have none
     return {
         "detector": declared(arrays["detector"], maps) if declared else arrays["detector"],

@@ -19,7 +19,7 @@ from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
-from f2pad_jax.segmentation import GROUP, Segmentation, segment
+from f2pad_jax.segmentation import Segmentation, group_size, segment
 
 RECORDS = "results.jsonl"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
@@ -65,9 +65,10 @@ def segment_files(
     records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
     with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
-        for first in range(0, len(paths), GROUP):
+        count = group_size(model)
+        for first in range(0, len(paths), count):
             todo = []
-            for place in range(first, min(first + GROUP, len(paths))):
+            for place in range(first, min(first + count, len(paths))):
                 key, kept = _key(paths[place], made_by), earlier.get(str(paths[place]), {})
                 records[place]["key"] = key
                 if key and (kept.get("key"), kept.get("mask")) == (key, f"{stems[place]}_mask.png"):
@@ -211,6 +212,7 @@ def _write_result(
     return {
         "status": result.status,
         **files,
+        "worked_at": [*model.shape],
         "area": round(float(result.mask.mean()), 6),
         "backbone_area": round(float(result.initial_mask.mean()), 6),
         "max_score": float(result.score_map.max()),

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 
-from f2pad_jax.core import Problem, Settings, sharing_weights
-from f2pad_jax.data.images import check_images, resize_image
+from f2pad_jax.boxes import Box, enclosing
+from f2pad_jax.core import Problem, Reduction, Settings, reduce, sharing_weights
+from f2pad_jax.data.images import check_images, resize_image, resize_mask
 from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.fills import FILLS
 from f2pad_jax.model import Model, Sight, apply_extractor, look
+from f2pad_jax.reducing import Shape, part_weights
 
 SHARES = (1 / 6, 1 / 2, 1.0)  # of the positions that a solve may be compiled for: small, usual and all
 SPREAD = 1.3  # of the cells of a map at twice the stride a share larger by this factor is met
+BORDER = 2  # pixels around the region that are in its box
 SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
@@ -28,11 +31,11 @@ def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.
 
     Args:
       model: as fitted or tuned.
-      scores: smoothed score map, (S, S).
+      scores: smoothed score map, (h, w).
       faint: whether pieces that stay below the threshold count as well.
 
     Returns:
-      (S, S) bool; nothing where no score reaches the threshold.
+      (h, w) bool; nothing where no score reaches the threshold.
     """
     procedure, threshold = model.procedure, model.threshold
     low = threshold if procedure.region == "threshold" else min(model.limits.pixel, threshold)
@@ -50,17 +53,25 @@ class Affected(NamedTuple):
     coarser: tuple[np.ndarray, ...]  # (S_k,) int32, the cells of each coarser map in which they lie
 
 
-def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
-    """Positions whose own cell or a neighbouring one meets the region; `strides` of the grid and of coarser maps."""
-    side = region.shape[0]
+def affected(region: np.ndarray, grids: Sequence[Shape]) -> Affected:
+    """Positions whose own cell or a neighbouring one meets the region.
 
-    def cells(wanted: np.ndarray, fine: int, coarse: int) -> np.ndarray:
-        grid = side // coarse
-        return np.asarray(wanted.reshape(grid, coarse // fine, grid, coarse // fine).any((1, 3)))
+    Args:
+      region: bool, in any size.
+      grids: rows and columns of the detector's grid and of the coarser maps, finest first.
+    """
 
-    near = ndimage.binary_dilation(cells(region, 1, strides[0]), SQUARE)
-    wanted = [np.flatnonzero(cells(near, strides[0], stride)) for stride in strides]
-    counts = [(side // stride) ** 2 for stride in strides]
+    def cells(wanted: np.ndarray, grid: Shape) -> np.ndarray:
+        met = np.zeros(grid, bool)
+        rows, columns = (
+            index * cells // side for index, cells, side in zip(np.nonzero(wanted), grid, wanted.shape, strict=True)
+        )
+        met[rows, columns] = True
+        return met
+
+    near = ndimage.binary_dilation(cells(region, grids[0]), SQUARE)
+    wanted = [np.flatnonzero(cells(near, grid)) for grid in grids]
+    counts = [height * width for height, width in grids]
 
     def lengths(share: float) -> list[int]:
         return [round(min(share * SPREAD**k, 1.0) * count) for k, count in enumerate(counts)]
@@ -74,7 +85,7 @@ def affected(region: np.ndarray, strides: Sequence[int]) -> Affected:
 
 
 class Start(NamedTuple):
-    """Where a solve begins; pictures are (S, S, 3) float32, ImageNet-normalised.
+    """Where a solve begins; pictures are (H, W, 3) float32, ImageNet-normalised.
 
     Attributes:
       normal: n⁽⁰⁾.
@@ -96,10 +107,10 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
 
     Args:
       model: as fitted or tuned.
-      image: x, (S, S, 3) float32, ImageNet-normalised.
-      region: (S, S) bool.
+      image: x, (H, W, 3) float32, ImageNet-normalised.
+      region: bool, (h, w) or (H, W).
     """
-    choice = model.procedure.start
+    choice, region = model.procedure.start, resize_mask(region, (image.shape[0], image.shape[1]))
     fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model)
     if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
         return Start(image, fill, filled=False)
@@ -110,7 +121,7 @@ class Place(NamedTuple):
     """Where to look in a picture, and from what to begin.
 
     Attributes:
-      region: where n is free, (S, S) bool.
+      region: where n is free, (h, w) bool.
       start: n⁽⁰⁾; None where n is free nowhere.
     """
 
@@ -144,16 +155,18 @@ class Plan(NamedTuple):
 
     Attributes:
       sight: the picture.
-      region: (S, S) bool, where n is free.
+      region: (H, W) bool, where n is free.
+      box: the part of the picture that is solved for.
       affected: positions that count.
       start: n⁽⁰⁾.
-      sparsity: factor of β0, (S, S) float32.
+      sparsity: factor of β0, (H, W) float32.
       shared: whether neighbours share anything.
       settings: numbers of the solve.
     """
 
     sight: Sight
     region: np.ndarray
+    box: Box
     affected: Affected
     start: Start
     sparsity: np.ndarray
@@ -167,9 +180,10 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
     Args:
       model: as fitted or tuned.
       sight: the picture.
-      region: (S, S) bool, already dilated.
+      region: bool, (h, w) or (H, W), already dilated.
       start: n⁽⁰⁾ where it is known already; by default that of `begin`.
     """
+    region = resize_mask(region, model.shape)
     start = start or begin(model, sight.image, region)
     # From x, a faint anomaly whose pixels decide together would vanish as a whole.
     shared = model.settings.share_gradient or (model.procedure.sharing and start.filled)
@@ -179,7 +193,7 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
         sparsity = sparsity / max(int((sight.scores > model.threshold).sum()), 1)
     if model.procedure.sparsity != "levels":
         settings = settings.replace(first_beta=settings.beta0)
-    return Plan(sight, region, affected(region, model.strides), start, sparsity, shared, settings)
+    return _plan(model, sight, region, start, sparsity, shared, settings)
 
 
 def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
@@ -187,8 +201,14 @@ def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
     fill, most = FILLS["matching"](sight.image, mask, model).filled, model.procedure.refine
     # All of it is a warm-up: nothing decides, and steps do not grow.
     start, settings = Start(fill, fill, filled=False), model.settings.replace(limit=most, warm_up=most)
-    where, none = affected(mask, model.strides), np.zeros(mask.shape, np.float32)
-    return Plan(sight, mask, where, start, none, model.settings.share_gradient, settings)
+    none = np.zeros(mask.shape, np.float32)
+    return _plan(model, sight, mask, start, none, model.settings.share_gradient, settings)
+
+
+def _plan(model: Model, sight: Sight, region: np.ndarray, *others: Any) -> Plan:
+    whole = Box(0, 0, *model.shape)
+    box = whole if model.seen == model.shape else enclosing(region, BORDER)
+    return Plan(sight, region, box, affected(region, model.grids), *others)
 
 
 @jax.jit
@@ -196,7 +216,7 @@ def _localize(detector: Detector, maps: Maps, positions: jax.Array, coarser: tup
     return detector.localize(maps, positions, coarser)
 
 
-_sharing_weights = jax.jit(sharing_weights)
+_sharing_weights, _reduce = jax.jit(sharing_weights), jax.jit(reduce)
 
 
 def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
@@ -205,22 +225,41 @@ def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
     Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
     pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
     """
-    sight, start = chosen.sight, chosen.start
+    sight, start, box = chosen.sight, chosen.start, chosen.box
+    image, fill, reduction = jnp.asarray(box.cut(sight.image)), box.cut(start.fill), _reduction(model, sight, box)
     maps = sight.maps
     if model.detector.anchored:
-        maps = tuple(m[0] for m in apply_extractor(model.extractor, start.fill[None]))
-    image = jnp.asarray(sight.image)
+        seen = fill if reduction is None else _reduce(fill, image, reduction)
+        maps = tuple(m[0] for m in apply_extractor(model.extractor, seen[None]))
     problem = Problem(
         image=image,
-        region=jnp.asarray(chosen.region),
-        sparsity=jnp.asarray(chosen.sparsity),
+        region=jnp.asarray(box.cut(chosen.region)),
+        sparsity=jnp.asarray(box.cut(chosen.sparsity)),
         local=_localize(model.detector, maps, chosen.affected.positions, chosen.affected.coarser),
         present=jnp.asarray(chosen.affected.present),
         scales=model.scales.replace(score=jnp.maximum(model.scales.score, np.median(sight.costs))),
         filled=jnp.asarray(start.filled),
         sharing=_sharing_weights(image) if chosen.shared else None,
+        reduction=reduction,
     )
-    return jnp.asarray(start.normal), problem, chosen.settings
+    return jnp.asarray(box.cut(start.normal)), problem, chosen.settings
+
+
+def _reduction(model: Model, sight: Sight, box: Box) -> Reduction | None:
+    """D on a box; None where the extractor sees the pictures as they are."""
+    if model.seen == model.shape:
+        return None
+    (top, rows), (left, columns) = (
+        part_weights(length, target, part)
+        for length, target, part in zip(model.shape, model.seen, (box.rows, box.columns), strict=True)
+    )
+    return Reduction(
+        seen=jnp.asarray(sight.seen),
+        rows=jnp.asarray(rows),
+        columns=jnp.asarray(columns),
+        corner=jnp.asarray([top, left]),
+        area=jnp.float32(model.scale**2),
+    )
 
 
 def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
@@ -228,17 +267,18 @@ def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
 
     Args:
       model: as fitted or tuned.
-      image: uint8 RGB (H, W, 3), resized to the model's size.
+      image: uint8 RGB (H, W, 3), resized to the model's shape.
 
     Returns:
-      The problem, and n⁽⁰⁾ as (S, S, 3) float32, ImageNet-normalised. Where no score reaches the region threshold the
-      region is empty and n stays x.
+      The problem, and n⁽⁰⁾ as (H, W, 3) float32, ImageNet-normalised; of a model whose extractor sees a reduced picture
+      both are of the part around the region. Where no score reaches the region threshold the region is empty and n
+      stays x.
 
     Raises:
       InputError: not such an array.
     """
-    square = resize_image(check_images(image, rank=3), (model.size, model.size))
-    (sight,) = look(model, square[None])
+    own = resize_image(check_images(image, rank=3), model.shape)
+    (sight,) = look(model, own[None])
     place = locate(model, sight)
     start, problem, _ = build(model, plan(model, sight, *place))
     return problem, start

@@ -15,10 +15,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from f2pad_jax import metrics
+from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.evaluation import gap_closed
-from f2pad_jax.tiles import BACKBONE, REFINED, Tile, draw_tiles
+from f2pad_jax.tiles import BACKBONE, HEIGHT, PAGE, REFINED, Tile, draw_tiles
 
 LABEL = 24  # characters that fit beside a row
+LONG = 3.0  # longer over shorter side of pictures that are drawn otherwise
+MOST = 1600  # pixels of the longer side that are drawn
+SLIMMEST = 50  # longer over shorter side up to which pictures are drawn in their own shape
 COLUMNS = ("input", "truth", "backbone map", "backbone mask", "F2PAD mask", "recovered n*", "anomaly a")
 
 
@@ -59,12 +63,21 @@ def draw(rows: Sequence[Row]) -> Figure:
 
     The outline of the truth is drawn over the map and the masks, and each mask's IoU stands in its corner.
     The column of the truth is left out where no row has one. All rows are equally high; their pictures keep
-    the shape of their image.
+    the shape of their image. Of long pictures the columns are drawn one below the other.
     """
     known = any(row.truth is not None for row in rows)
     columns = [name for name in COLUMNS if known or name != "truth"]
     tiles = [[tile for tile, name in zip(_tiles(row), COLUMNS, strict=True) if name in columns] for row in rows]
-    return draw_tiles(tiles, columns=columns, labels=[_label(row.label) for row in rows])
+    aspects = [row[0].picture.shape[1] / row[0].picture.shape[0] for row in tiles]
+    if max(aspects) > LONG:
+        named = [
+            [tile._replace(caption=f"{_label(row.label)} · {name}")]
+            for row, group in zip(rows, tiles, strict=True)
+            for tile, name in zip(group, columns, strict=True)
+        ]
+        return draw_tiles(named, height=PAGE[0] / max(aspects))
+    height = min(HEIGHT * max(1.0, 1 / (LONG * min(aspects))), PAGE[1])
+    return draw_tiles(tiles, columns=columns, labels=[_label(row.label) for row in rows], height=height)
 
 
 def png(figure: Figure) -> bytes:
@@ -123,16 +136,35 @@ def _label(text: str) -> str:
 
 def _tiles(row: Row) -> list[Tile]:
     """The columns of a row."""
+    agreements = _agreement(row.initial_mask, row.truth), _agreement(row.mask, row.truth)
+    row = _bounded(row)
     difference = row.image.astype(np.int16) - row.normal
     return [
         Tile(row.image),
         Tile(row.image, row.truth) if row.truth is not None else Tile(np.full_like(row.image, 255)),
         Tile(_heat(row.score_map, row.threshold), truth=row.truth),
-        Tile(row.image, row.initial_mask, BACKBONE, row.truth, _agreement(row.initial_mask, row.truth)),
-        Tile(row.image, row.mask, REFINED, row.truth, _agreement(row.mask, row.truth)),
+        Tile(row.image, row.initial_mask, BACKBONE, row.truth, agreements[0]),
+        Tile(row.image, row.mask, REFINED, row.truth, agreements[1]),
         Tile(row.normal),
         Tile((128 + difference / 2).clip(0, 255).astype(np.uint8)),
     ]
+
+
+def _bounded(row: Row) -> Row:
+    """A row of no more pixels than are drawn, and thick enough to be seen."""
+    longest = max(row.mask.shape)
+    factor, least = min(1.0, MOST / longest), longest / SLIMMEST
+    height, width = (round(factor * max(side, least)) for side in row.mask.shape)
+    if (shape := (height, width)) == row.mask.shape:
+        return row
+    return row._replace(
+        image=resize_image(row.image, shape),
+        score_map=resize_map(row.score_map, shape),
+        initial_mask=resize_mask(row.initial_mask, shape),
+        mask=resize_mask(row.mask, shape),
+        normal=resize_image(row.normal, shape),
+        truth=None if row.truth is None else resize_mask(row.truth, shape),
+    )
 
 
 def _agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, overload
 
 import jax
 import numpy as np
-from PIL import Image
 from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import remove_small_objects
@@ -18,15 +17,17 @@ from tqdm import tqdm
 from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
 from f2pad_jax.core import Energy, Solution, levels_of, solve_many
 from f2pad_jax.core.pixels import denormalize
-from f2pad_jax.data.images import check_images, resize_image, resize_mask
+from f2pad_jax.data.images import check_images, resize_image, resize_map, resize_mask
 from f2pad_jax.model import Model, Sight, look, smooth_map
 from f2pad_jax.preparing import SQUARE, Plan, Start, build, locate, plan, plan_estimation
+from f2pad_jax.reducing import scale_of
 
 LANES = 64  # per accelerator
-DOT = 8  # pixels; connected pieces of the mask that are no larger are removed
+DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
-REACH = 8  # pixels within which a local maximum of the scores is the highest
-GROUP = 32  # pictures that are in memory at a time
+REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
+GROUP = 32  # pictures of at most `USUAL` pixels that are in memory at a time
+USUAL = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +78,10 @@ def segment(
 def segment(
     model: Model, images: np.ndarray | Sequence[np.ndarray], *, grow: bool = False, title: str | None = None
 ) -> Segmentation | list[Segmentation]:
-    """Finds the anomaly of a picture of any size, or of each of many; the work is done at the model's size.
+    """Finds the anomaly of a picture of any size, or of each of many; the work is done at the model's shape.
 
-    Many are solved side by side, in lanes over all local devices.
+    A model that was fitted to windows works in windows of this shape, one after the other. Many pictures are solved
+    side by side, in lanes over all local devices.
 
     Args:
       model: as fitted or tuned.
@@ -97,25 +99,41 @@ def segment(
       >>> result = segment(model, image)  # doctest: +SKIP
       >>> first, second = segment(model, [image, other])  # doctest: +SKIP
     """
+    from f2pad_jax.windows import segment_windows  # segments each window by `segment_alike`
+
     single = getattr(images, "ndim", 4) != 4
     pictures = [check_images(image, rank=3) for image in ([images] if single else images)]
     results: list[Segmentation] = []
-    for first in range(0, len(pictures), GROUP):
-        group = pictures[first : first + GROUP]
+    if model.windowed:
+        for image in tqdm(pictures, desc=title, unit="image", leave=False, disable=None if title else True):
+            began = time.perf_counter()
+            found = segment_windows(model, image, grow=grow)
+            results.append(replace(found, seconds=time.perf_counter() - began))
+        return results[0] if single else results
+    count = group_size(model)
+    for first in range(0, len(pictures), count):
+        group = pictures[first : first + count]
         began = time.perf_counter()
-        squares = np.stack([resize_image(image, (model.size, model.size)) for image in group])
-        found = segment_squares(model, squares, grow=grow, title=title)
+        alike = np.stack([resize_image(image, model.shape) for image in group])
+        solved = segment_alike(model, alike, grow=grow, title=title)
         seconds = (time.perf_counter() - began) / len(group)
         results += [
-            at_size_of(replace(result, seconds=seconds), image) for result, image in zip(found, group, strict=True)
+            at_size_of(replace(result, seconds=seconds), image) for result, image in zip(solved, group, strict=True)
         ]
     return results[0] if single else results
 
 
-def segment_squares(
+def group_size(model: Model) -> int:
+    """How many pictures are in memory at a time."""
+    if model.windowed:
+        return 1
+    return max(1, min(GROUP, GROUP * USUAL // (model.shape[0] * model.shape[1])))
+
+
+def segment_alike(
     model: Model, images: np.ndarray, *, grow: bool = False, title: str | None = None
 ) -> list[Segmentation]:
-    """`segment` of pictures of the model's size, uint8 (N, S, S, 3)."""
+    """`segment` of pictures of the model's shape, uint8 (N, H, W, 3)."""
     from f2pad_jax.growing import let_grow  # solves again by `segment_regions`
 
     sights = look(model, images)
@@ -138,9 +156,9 @@ def segment_regions(
 
     Args:
       model: as fitted or tuned.
-      images: uint8 RGB (N, S, S, 3).
+      images: uint8 RGB (N, H, W, 3).
       sights: of `look`.
-      regions: where n is free, (S, S) bool each.
+      regions: where n is free, (h, w) bool each.
       starts: n⁽⁰⁾ of each; by default that of `begin`.
       title: of a progress bar; none without.
 
@@ -157,10 +175,13 @@ def segment_regions(
         outcomes[suspect[place]] = outcome
 
     marked = [k for k, outcome in enumerate(outcomes) if outcome.mask.any()]
-    for place, solution in find_solutions(model, [plan_estimation(model, sights[k], outcomes[k].mask) for k in marked]):
+    estimations = [plan_estimation(model, sights[k], outcomes[k].mask) for k in marked]
+    for place, solution in find_solutions(model, estimations):
         k = marked[place]
-        normals[k] = np.where(outcomes[k].mask[..., None], denormalize(np.asarray(solution.normal)), images[k])
+        recovered = estimations[place].box.put(denormalize(np.asarray(solution.normal)), images[k])
+        normals[k] = np.where(outcomes[k].mask[..., None], recovered, images[k])
 
+    scores = [resize_map(sight.scores, model.shape) for sight in sights]
     anomalies = (images.astype(np.float32) - normals.astype(np.float32)) / 255
     seconds = (time.perf_counter() - began) / max(len(images), 1)
     return [
@@ -168,15 +189,15 @@ def segment_regions(
             mask=outcome.mask,
             normal=normals[k],
             anomaly=anomalies[k],
-            initial_mask=sight.scores > model.threshold,
-            score_map=sight.scores,
-            refined_map=refine(sight.scores, outcome.mask),
+            initial_mask=scores[k] > model.threshold,
+            score_map=scores[k],
+            refined_map=refine(scores[k], outcome.mask),
             residual=outcome.residual,
             iterations=outcome.iterations,
             status=outcome.status,
             seconds=seconds,
         )
-        for k, (sight, outcome) in enumerate(zip(sights, outcomes, strict=True))
+        for k, outcome in enumerate(outcomes)
     ]
 
 
@@ -184,7 +205,7 @@ class Outcome(NamedTuple):
     """What the main solve of one picture has come to.
 
     Attributes:
-      mask: cleaned, (S, S) bool.
+      mask: cleaned, (H, W) bool.
       residual: see `Segmentation`.
       iterations: of the solve.
       status: in words; "normal" where nothing was to be solved.
@@ -210,36 +231,38 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
       chosen: the plan.
       solution: its solution.
     """
-    sight, normal = chosen.sight, np.asarray(solution.normal)
+    sight, normal = chosen.sight, chosen.box.put(np.asarray(solution.normal), chosen.sight.image)
+    region = resize_mask(chosen.region, model.seen)
     if model.procedure.sparsity == "levels" and chosen.start.filled:
         ends, factors = levels_of(chosen.start.filled, chosen.settings)
-        betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.size)
-        found = choose_levels(chosen.region, costs, _left_maps(model, chosen, solution), betas, model.limits)
-        lasting, residual = np.asarray(solution.lasting), found.residual
-        mask = (found.level >= 0) & (lasting >= np.asarray(ends)[np.maximum(found.level, 0)])
+        betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
+        found = choose_levels(region, costs, _left_maps(model, chosen, solution), betas, model.limits)
+        lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
+        level, residual = resize_mask(found.level, model.shape), found.residual
+        mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])
     else:
         # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
         (after,) = look(model, normal[None])
-        residual = residual_of(chosen.region, sight.scores, after.scores, model.threshold)
+        residual = residual_of(region, sight.scores, after.scores, model.threshold)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
     return Outcome(mask, residual, int(solution.iterations), solution.message)
 
 
 def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
-    """Smoothed maps of the s_ij of n at the end of each level, (K, S, S); x has the other positions."""
+    """Smoothed maps of the s_ij of n at the end of each level, (K, h, w); x has the other positions."""
     present = chosen.affected.present > 0
     grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)
     grid[:, chosen.affected.positions[present]] = np.asarray(solution.left)[:, present]
-    return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.size) for one in grid])
+    return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.seen) for one in grid])
 
 
 def refine(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The refined map, (S, S) float32: evidence from features times evidence from pixels.
+    """The refined map, (H, W) float32: evidence from features times evidence from pixels.
 
     Args:
-      scores: smoothed score map, (S, S).
-      mask: (S, S) bool; its edge is smoothed by one pixel.
+      scores: smoothed score map, (H, W).
+      mask: (H, W) bool; its edge is smoothed by one pixel.
     """
     return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
 
@@ -282,26 +305,29 @@ def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str
     and those at a local maximum of the scores: the others are what the detector sees only because a defect is near.
 
     Args:
-      mask: (S, S) bool.
-      scores: smoothed score map, (S, S).
-      region: where n was free, (S, S) bool.
+      mask: (H, W) bool.
+      scores: smoothed score map, (h, w) as the extractor sees the picture.
+      region: where n was free, bool of any size.
       kind: "whole" or "opening".
     """
     if kind == "opening":
         return ndimage.binary_opening(mask, SQUARE)
-    filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=DOT, connectivity=2)), bool)
+    scale = scale_of(mask.shape, scores.shape)
+    scores, region = resize_map(scores, mask.shape), resize_mask(region, mask.shape)
+    dots, reach = round(DOT * scale**2), round(REACH * scale)
+    filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=dots, connectivity=2)), bool)
     pieces, areas = (np.asarray(label(each, connectivity=2)) for each in (filled, region))
     around = piece_maxima(scores, areas)[piece_maxima(areas, pieces).astype(int)]
     near = piece_maxima(scores, pieces) >= NEAR * around
-    summits = region & (scores >= ndimage.maximum_filter(scores, 2 * REACH + 1))
-    touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=2), bool)
+    summits = region & (scores >= ndimage.maximum_filter(scores, 2 * reach + 1))
+    touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=round(2 * scale)), bool)
     touched = np.isin(np.arange(len(near)), pieces[touching])
     stays = near | touched
     return np.asarray(stays[pieces] & filled)
 
 
 def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
-    """A result at the model's size, at the size of its picture: masks by nearest neighbour, scores bilinearly."""
+    """A result at the model's shape, at that of its picture: masks by nearest neighbour, scores bilinearly."""
     shape = (image.shape[0], image.shape[1])
     if shape == result.mask.shape:
         return result
@@ -313,11 +339,6 @@ def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
         normal=normal,
         anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
         initial_mask=resize_mask(result.initial_mask, shape),
-        score_map=_enlarged(result.score_map, shape),
-        refined_map=_enlarged(result.refined_map, shape),
+        score_map=resize_map(result.score_map, shape),
+        refined_map=resize_map(result.refined_map, shape),
     )
-
-
-def _enlarged(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    size = shape[1], shape[0]
-    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, Image.Resampling.BILINEAR))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 from scipy.stats import sem
 
+from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import refit_mixture, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, look
@@ -29,8 +30,8 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Reach:
 
     Args:
       model: any model that differs from those to be judged in α1, β0 and the mixture only.
-      images: uint8 (K, S, S, 3).
-      masks: bool (K, S, S).
+      images: uint8 (K, H, W, 3).
+      masks: bool (K, H, W).
 
     Returns:
       A function of L models and a slice of the pictures that returns (L, K') float; pictures without region are left
@@ -91,12 +92,17 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
       model: as fitted; its held-out pictures carry the synthetic anomalies. Others than those that gave the
         thresholds are drawn.
       seed: of the synthetic anomalies.
-      oracle: test pictures uint8 (K, S, S, 3) and masks (K, S, S), for the paper's way: the best on the test set.
+      oracle: test pictures uint8 (K, H, W, 3) and masks (K, H, W), for the paper's way: the best on the test set.
         The model is then marked "oracle".
 
     Returns:
       The model with the best settings; those it came with stay where none is clearly better.
+
+    Raises:
+      InputError: test pictures were given for a model of windows.
     """
+    if oracle is not None and model.windowed:
+        raise InputError("windows cannot be tuned on whole pictures", hint="tune on synthetic anomalies")
     images, masks = oracle or synthetic_anomalies(model.held_out, count=COUNT, seed=seed + 1)
     reach = judge(model, images, masks)
 

@@ -36,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_list_has_one_name_a_line(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
-    names = ["step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "gpu_suite"]
+    names = ["step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "native", "gpu_suite"]
     assert capsys.readouterr().out.splitlines() == names
     for name in names:
         assert callable(import_module(name).cases)

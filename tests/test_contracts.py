@@ -19,7 +19,7 @@ from solving import SETTINGS, SIDE, make_case
 
 import f2pad_jax
 import f2pad_jax.core
-from f2pad_jax.core import adan, descent, energy, penalty, pixels, priors, sharing, solver
+from f2pad_jax.core import adan, descent, energy, penalty, pixels, priors, reduction, sharing, solver
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS, Detector
@@ -168,6 +168,17 @@ def rows() -> dict[str, Row]:
         ),
         "priors.pixel_prior": Row(priors.pixel_prior, (normal, shared.mixture), {"": NUMBER}, (0, None)),
         "priors.total_variation": Row(priors.total_variation, (normal,), {"": NUMBER}),
+        "reduction.reduce": Row(
+            reduction.reduce,
+            (
+                normal,
+                problem.image,
+                reduction.Reduction(
+                    seen=normal, rows=weights, columns=weights, corner=jnp.zeros(2, jnp.int32), area=jnp.float32(4)
+                ),
+            ),
+            {"": PICTURE},
+        ),
         "sharing.share": Row(sharing.share, (anomaly, problem.sharing), {"": PICTURE}),
         "sharing.share_gradients": Row(
             lambda gradient, weights: updated(sharing.share_gradients(weights), gradient),

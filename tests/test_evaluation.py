@@ -20,7 +20,7 @@ SIZE = 24
 MODEL: Any = SimpleNamespace(
     detector=SimpleNamespace(name="patchcore"),
     extractor=SimpleNamespace(name="efficientnet_lite0"),
-    size=SIZE,
+    shape=(SIZE, SIZE),
     normals=np.zeros((9, SIZE, SIZE, 3), np.uint8),
     held_out=np.zeros((3, SIZE, SIZE, 3), np.uint8),
     settings=Settings(beta0=jnp.float32(2.5)),  # pyright: ignore[reportArgumentType]

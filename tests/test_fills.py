@@ -238,9 +238,9 @@ def test_normal_pictures_are_transformed_once(
     seen: list[int] = []
     transform = matching._spectra
 
-    def counted(pictures: np.ndarray) -> jax.Array:
+    def counted(pictures: np.ndarray, *, cell: int) -> jax.Array:
         seen.append(len(pictures))
-        return transform(pictures)
+        return transform(pictures, cell=cell)
 
     monkeypatch.setattr(matching, "_spectra", counted)
     pictures = np.stack([crop(photograph, 20 * k, 400 - 30 * k) for k in range(BATCH + 3)])

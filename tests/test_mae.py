@@ -344,7 +344,7 @@ def test_a_model_keeps_its_own_autoencoder(tiny_model: Model, tmp_path: Path) ->
     with pytest.raises(InputError, match="there is none"):
         fit(normals, detector="padim", extractor=tiny_model.extractor, procedure=model.procedure)
     other = Inpainter(_random_params(), TINY)
-    with pytest.raises(InputError, match="64 pixels wide, the autoencoder's 32"):
+    with pytest.raises(InputError, match="64 × 64 pixels, the autoencoder's 32"):
         fit(normals, detector="padim", extractor=tiny_model.extractor, inpainter=other)
 
 

@@ -27,6 +27,7 @@ from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights import load_extractor
 
 SIZE, CHANNELS = 64, 152  # of the two coarser maps of EfficientNet-Lite0
+FIELDS = ("shape", "seen", "windowed")
 
 
 def _tree() -> dict[str, Any]:
@@ -74,7 +75,8 @@ def model() -> Model:
         settings=Settings(beta0=2.5, limit=70, proximal=False),
         procedure=Procedure(start="harmonic", dilation=3, sharing=False, threshold=0.7),
         scales=Scales(score=jnp.float32(0.1), pixel=jnp.float32(0.2), variation=jnp.float32(0.3)),
-        size=SIZE,
+        shape=(SIZE, SIZE),
+        seen=(SIZE, SIZE),
         limits=Limits(peak=0.1, spread=0.25, pixel=0.05, cost=1.5),
         normals=Normals(tree["pictures"]),
         held_out=tree["none"],
@@ -190,7 +192,7 @@ def test_only_a_model_is_overwritten(tmp_path: Path) -> None:
 def test_a_model_returns_as_it_was(model: Model, tmp_path: Path) -> None:
     save_model(model, tmp_path / "model")
     loaded = load_model(tmp_path / "model")
-    for name in ("size", "limits", "threshold", "settings", "procedure", "tuned_on", "seed", "inpainter"):
+    for name in (*FIELDS, "limits", "threshold", "settings", "procedure", "tuned_on", "seed", "inpainter"):
         assert getattr(loaded, name) == getattr(model, name), name
     assert loaded.extractor.digest == model.extractor.digest
     assert loaded.detector.name == "patchcore"
@@ -219,10 +221,10 @@ def test_numbers_that_were_swept_return_as_plain_ones(model: Model, tmp_path: Pa
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
 def test_models_of_other_versions_are_refused_in_one_line(model: Model, tmp_path: Path, version: int) -> None:
-    assert VERSION == 4
+    assert VERSION == 5
     save_model(model, tmp_path / "model")
     _edit(tmp_path / "model", {"version": version})
-    with pytest.raises(InputError, match=f"is of version {version}, this program reads version 4") as caught:
+    with pytest.raises(InputError, match=f"is of version {version}, this program reads version 5") as caught:
         load_model(tmp_path / "model")
     assert "\n" not in str(caught.value)
 
@@ -263,16 +265,22 @@ def test_the_precision_returns_and_older_models_have_the_default(model: Model, t
         {"extractor": {"sha256": None}},
         {"seed": -1},
         {"seed": True},
-        {"size": 63},
-        {"size": 128},
+        {"shape": [63, 63]},
+        {"shape": [128, 64]},
+        {"shape": 64},
+        {"seen": [64, 0]},
+        {"seen": [128, 64]},
+        {"windowed": 1},
         {"note": "added"},
         {"detector": "oracle"},
         {"detector": None},
         {"detector": {"name": "oracle"}},
         {"detector": {"name": "padim"}},
         {"detector": {"name": "cflow", "divided": True, "clamp": "tanh"}},
-        {"size": 16},
-        {"size": "8"},
+        {"shape": [16, 8]},
+        {"shape": ["8", 8]},
+        {"shape": 8},
+        {"seen": [8, 0]},
         {"limits": {"peak": "high", "spread": 0.1, "pixel": 0.1, "cost": 0.1}},
         {"limits": {"unknown": 1}},
         {"limits": None},
@@ -358,7 +366,9 @@ def _facts(model: Model) -> dict[str, Any]:
         "format": "f2pad_jax model",
         "version": VERSION,
         "extractor": {"name": model.extractor.name, "sha256": model.extractor.digest, "precision": "parity"},
-        "size": SIZE,
+        "shape": [SIZE, SIZE],
+        "seen": [SIZE, SIZE],
+        "windowed": False,
         "limits": vars(model.limits),
         "settings": vars(model.settings),
         "procedure": vars(model.procedure),

@@ -62,6 +62,17 @@ def test_rows_are_equally_high_and_pictures_keep_their_shape() -> None:
     assert wide.shape[1] - one.shape[1] == pytest.approx(7 * tiles.HEIGHT * tiles.DPI, abs=8)
 
 
+@pytest.mark.parametrize("shape", [(60, 2000), (4, 4096), (2000, 60), (4096, 4), (700, 5000), (2048, 2048)])
+def test_panels_of_long_and_large_pictures_stay_small(shape: tuple[int, int]) -> None:
+    rng = np.random.default_rng(0)
+    image, mask = rng.integers(0, 256, (*shape, 3), dtype=np.uint8), np.zeros(shape, bool)
+    mask[: shape[0] // 2, : shape[1] // 2] = True
+    picture = _drawn([report.Row("line", image, mask.astype(np.float32), 0.5, mask, mask, image, mask)])
+    assert max(picture.shape[:2]) <= 10.2 * tiles.DPI
+    fills = np.array(Image.new("RGB", (1, 1), tiles.REFINED))[0, 0] * 0.75 + 0.25 * 150
+    assert (np.abs(picture - fills) < 40).all(axis=-1).sum() > 500
+
+
 def test_masks_are_filled_in_their_colours() -> None:
     picture = _drawn([_row()])
     for colour in (tiles.BACKBONE, tiles.REFINED):

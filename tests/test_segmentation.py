@@ -129,7 +129,7 @@ def test_the_mask_is_where_the_anomaly_is_not_zero(fitted: Fitted) -> None:
 
 
 def test_the_region_is_what_reaches_the_threshold_and_what_belongs_to_it(fitted: Fitted) -> None:
-    model, scores = fitted.model, np.zeros((fitted.model.size,) * 2, np.float32)
+    model, scores = fitted.model, np.zeros(fitted.model.seen, np.float32)
     low, high = 1.01 * model.limits.pixel, 1.01 * model.threshold
     assert low < model.threshold
     scores[10:20, 10:20], scores[15, 15], scores[40:44, 40:44] = low, high, low
@@ -142,7 +142,7 @@ def test_the_region_is_what_reaches_the_threshold_and_what_belongs_to_it(fitted:
 
 
 def test_faint_pieces_count_where_the_solve_starts_from_x(fitted: Fitted) -> None:
-    model, scores = fitted.model, np.zeros((fitted.model.size,) * 2, np.float32)
+    model, scores = fitted.model, np.zeros(fitted.model.seen, np.float32)
     low, high = 1.01 * model.limits.pixel, 1.01 * model.threshold
     scores[10:20, 10:20], scores[15, 15], scores[40:44, 40:44] = low, high, low
     (sight,) = look(model, fitted.cases[0][0][None])
@@ -182,9 +182,9 @@ def test_with_levels_each_piece_is_read_off_at_its_own(fitted: Fitted) -> None:
         grid = sight.costs.copy()
         present = chosen.affected.present > 0
         grid.reshape(-1)[chosen.affected.positions[present]] = scores[present]
-        left.append(smooth_map(grid, model.size))
+        left.append(smooth_map(grid, model.seen))
     levels = choose_levels(
-        region, smooth_map(sight.costs, model.size), np.stack(left), 4.0 * np.asarray(factors), model.limits
+        region, smooth_map(sight.costs, model.seen), np.stack(left), 4.0 * np.asarray(factors), model.limits
     )
     mask = np.zeros(region.shape, bool)
     for k, end in enumerate(np.asarray(ends)):
@@ -201,7 +201,7 @@ def test_the_affected_positions_are_those_at_and_beside_the_region(
     monkeypatch.setattr(preparing, "SHARES", padded)
     region = np.zeros((SIDE, SIDE), bool)
     region[1 : 1 + high, 3 : 3 + wide] = True
-    positions, present, coarser = preparing.affected(region, (4, 8, 16))
+    positions, present, coarser = preparing.affected(region, ((16, 16), (8, 8), (4, 4)))
     touched = {(i // 4, j // 4) for i, j in zip(*np.nonzero(region), strict=True)}
     wanted = {(i + di, j + dj) for i, j in touched for di in (-1, 0, 1) for dj in (-1, 0, 1)}
     wanted = sorted(16 * i + j for i, j in wanted if 0 <= i < 16 and 0 <= j < 16)
@@ -383,9 +383,9 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
     def count(owner: Any, name: str, into: list[int], size: Callable[..., int]) -> None:
         function = getattr(owner, name)
 
-        def counted(*arguments: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
             into.append(size(*arguments))
-            return function(*arguments)
+            return function(*arguments, **options)
 
         monkeypatch.setattr(owner, name, counted)
 
@@ -471,13 +471,13 @@ def test_many_pictures_are_worked_on_in_groups(
 ) -> None:
     model, images = quick("padim")
     seen: list[int] = []
-    squares = segmentation.segment_squares
+    alike = segmentation.segment_alike
 
     def counted(model: Model, images: np.ndarray, **options: Any) -> list[Segmentation]:
         seen.append(len(images))
-        return squares(model, images, **options)
+        return alike(model, images, **options)
 
-    monkeypatch.setattr(segmentation, "segment_squares", counted)
+    monkeypatch.setattr(segmentation, "segment_alike", counted)
     calm = at_threshold(model, 1e9)
     results = segment(calm, [images[0]] * (segmentation.GROUP + 2))
     assert seen == [segmentation.GROUP, 2]
@@ -492,10 +492,16 @@ def test_a_model_keeps_some_pictures_from_its_detector(data: tuple[np.ndarray, l
     assert (len(padim.normals), len(padim.held_out)) == (14, 2)
     together = {p.tobytes() for p in np.concatenate([padim.normals.pictures, padim.held_out])}
     assert together == {p.tobytes() for p in data[0]}
-    assert (padim.tuned_on, padim.size, padim.detector.name) == ("default", SIDE, "padim")
+    assert (padim.tuned_on, padim.shape, padim.seen, padim.detector.name) == (
+        "default",
+        (SIDE, SIDE),
+        (SIDE, SIDE),
+        "padim",
+    )
     assert isinstance(padim.detector, PaDiM)
     assert (padim.settings, padim.procedure) == (Settings(), Procedure())
-    assert padim.strides == (4, 8, 16)
+    assert padim.grids == ((16, 16), (8, 8), (4, 4))
+    assert padim.scale == 1
 
 
 def test_fitting_again_gives_the_same(data: tuple[np.ndarray, list[Case]], padim: Model, lite0: Extractor) -> None:
@@ -510,7 +516,7 @@ def test_fitting_again_gives_the_same(data: tuple[np.ndarray, list[Case]], padim
 
 def test_thresholds_come_from_normal_pictures(padim: Model) -> None:
     sights = look(padim, padim.held_out)
-    costs = np.stack([smooth_map(sight.costs, padim.size) for sight in sights])
+    costs = np.stack([smooth_map(sight.costs, padim.seen) for sight in sights])
     assert padim.limits == limits_of(np.stack([sight.scores for sight in sights]), costs)
     assert padim.threshold == padim.limits.threshold(0.01)
     made = synthetic_anomalies(padim.held_out, count=6, seed=5)
@@ -553,8 +559,8 @@ def test_three_pictures_of_one_colour_are_enough(lite0: Extractor) -> None:
         (np.zeros((4, SIDE, SIDE, 3), np.float32), "the pictures are float32"),
         (np.zeros((4, SIDE, SIDE), np.uint8), "uint8 RGB"),
         (np.zeros((4, SIDE, SIDE, 4), np.uint8), "uint8 RGB"),
-        (np.zeros((4, SIDE, 80, 3), np.uint8), "uint8 RGB"),
-        (np.zeros((4, 72, 72, 3), np.uint8), "multiple of 16"),
+        (np.zeros((4, SIDE, 72, 3), np.uint8), "multiples of 16"),
+        (np.zeros((4, 72, 72, 3), np.uint8), "multiples of 16"),
         (np.zeros((4, 48, 48, 3), np.uint8), "at least 64"),
         (np.zeros((2, SIDE, SIDE, 3), np.uint8), "2 normal pictures are too few"),
         (np.zeros((0, SIDE, SIDE, 3), np.uint8), "0 normal pictures are too few"),

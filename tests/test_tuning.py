@@ -79,7 +79,7 @@ def test_numbers_are_chosen_together_with_the_best_so_far(tiny_model: Model, mon
             found[: 3 - right] = False
             yield index, Outcome(found, 0.0, 1, "converged")
 
-    truth = np.ones((tiny_model.size, tiny_model.size), bool)
+    truth = np.ones(tiny_model.shape, bool)
     truth[-1] = False
     monkeypatch.setattr(tuning, "find_outcomes", find_outcomes)
     images = np.stack([tiny_model.held_out[0]] * 2)
@@ -96,7 +96,7 @@ def test_numbers_are_chosen_together_with_the_best_so_far(tiny_model: Model, mon
 
 
 def test_ties_keep_what_was_given(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    empty = np.zeros((tiny_model.size,) * 2, bool)
+    empty = np.zeros(tiny_model.shape, bool)
     nothing = Outcome(empty, 0.0, 0, "converged")
     monkeypatch.setattr(tuning, "find_outcomes", lambda model, plans, title: ((k, nothing) for k in range(len(plans))))
     tuned = tuning.tune(tiny_model)

@@ -10,6 +10,7 @@ from f2pad_jax.core.energy import Energy, Problem, Scales, Terms, objective, ter
 from f2pad_jax.core.lanes import solve_many
 from f2pad_jax.core.penalty import Penalty
 from f2pad_jax.core.priors import PixelMixture
+from f2pad_jax.core.reduction import Reduction, reduce
 from f2pad_jax.core.settings import Settings
 from f2pad_jax.core.sharing import Sharing, share, sharing_weights
 from f2pad_jax.core.solver import Info, Solution, State, Status, advance, init, levels_of, solution, solve, step
@@ -20,6 +21,7 @@ __all__ = [
     "Penalty",
     "PixelMixture",
     "Problem",
+    "Reduction",
     "Scales",
     "Settings",
     "Sharing",
@@ -32,6 +34,7 @@ __all__ = [
     "levels_of",
     "objective",
     "penalties",
+    "reduce",
     "share",
     "sharing_weights",
     "solution",

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float
 
 from f2pad_jax.core.penalty import LOG, Penalty, pixel_norm
 from f2pad_jax.core.priors import PixelMixture, pixel_prior, total_variation
+from f2pad_jax.core.reduction import Reduction, reduce
 from f2pad_jax.core.settings import Settings
 from f2pad_jax.core.sharing import Sharing
 
@@ -79,7 +80,7 @@ class Problem(struct.PyTreeNode, kw_only=True):
     """One picture, and all that stays as it is while it is solved; arrays only, so `vmap` stacks it.
 
     Attributes:
-      image: x, (H, W, 3) float32, ImageNet-normalised.
+      image: x, or the part of it that is solved for, (H, W, 3) float32, ImageNet-normalised.
       region: (H, W) bool, the dilated region in which n is free.
       sparsity: (H, W) float32 that multiplies β0 place by place; one everywhere by default, 1/Σm⁽⁰⁾ in the paper.
       local: the detector's statistics at the positions whose scores the region can change.
@@ -87,6 +88,7 @@ class Problem(struct.PyTreeNode, kw_only=True):
       scales: the terms' units.
       filled: () bool, whether n⁽⁰⁾ is a fill of the region; else it is x, and a warm-up without sparsity comes first.
       sharing: weights of Eq. (14); None where neighbours share nothing.
+      reduction: D, where the extractor sees fewer pixels than n has, or `image` is a part of the picture; else None.
     """
 
     image: Float[Array, "h w 3"]
@@ -97,6 +99,7 @@ class Problem(struct.PyTreeNode, kw_only=True):
     scales: Scales
     filled: Bool[Array, ""]
     sharing: Sharing | None
+    reduction: Reduction | None = None
 
 
 class Terms(NamedTuple):
@@ -120,10 +123,13 @@ def terms_and_scores(
 ) -> tuple[Terms, Float[Array, " s"]]:
     """`terms`, and the scores s_ij that l_n adds up, (S,); arguments as there."""
     extractor, detector, scales = energy.extractor, energy.detector, problem.scales
-    maps = tuple(m[0] for m in extractor(normal[None]))
+    pixels, seen = extractor.strides[detector.level] ** 2, normal
+    if (reduction := problem.reduction) is not None:
+        pixels, seen = pixels * reduction.area, reduce(normal, problem.image, reduction)
+    maps = tuple(m[0] for m in extractor(seen[None]))
     scores = detector.local_scores(problem.local, maps)
     parts = Terms(
-        feature=jnp.sum(scores * problem.present) * extractor.strides[detector.level] ** 2 / scales.score,
+        feature=jnp.sum(scores * problem.present) * pixels / scales.score,
         pixel=settings.alpha1 * pixel_prior(normal, energy.mixture) / scales.pixel,
         variation=settings.alpha2 * total_variation(normal) / scales.variation,
         sparsity=sparsity(normal, energy, problem, settings),
@@ -134,7 +140,7 @@ def terms_and_scores(
 def terms(normal: Float[Array, "h w 3"], energy: Energy, problem: Problem, settings: Settings) -> Terms:
     """The terms of F(n), Eq. (12).
 
-    l_n of Eq. (5), (6) or (7) is the sum of the scores times the pixels that a position stands for.
+    l_n of Eq. (5), (6) or (7) is the sum of the scores of D n times the pixels of n that a position stands for.
 
     Args:
       normal: n, (H, W, 3), ImageNet-normalised.

@@ -21,6 +21,8 @@ MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb:
 
 BAND = 256  # rows
 
+Size = int | tuple[int, int]  # side of a square, or height and width, pixels
+
 _TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 _WARNINGS = threading.Lock()  # catch_warnings acts on the whole process, and pictures are read in threads
 
@@ -28,7 +30,7 @@ _WARNINGS = threading.Lock()  # catch_warnings acts on the whole process, and pi
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # decoders log what InputError says already
 
 
-def read_image(path: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], size: Size | None = None) -> np.ndarray:
     """A picture as eight-bit RGB, turned upright as its EXIF orientation says.
 
     Grey is repeated over the channels; 16-bit grey is divided by 257, so that the full range maps to the full
@@ -37,8 +39,8 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> np.ndar
 
     Args:
       path: the file.
-      size: if given, the side of the square that the picture is resized to directly, whatever its aspect, as
-        the paper does (arXiv 2407.06519, Section IV-A); the filter is Lanczos, antialiased.
+      size: if given, the height and width that the picture is resized to directly, whatever its aspect, or the side
+        of a square, as in the paper (arXiv 2407.06519, Section IV-A); the filter is Lanczos, antialiased.
 
     Returns:
       uint8, (H, W, 3).
@@ -49,17 +51,17 @@ def read_image(path: str | os.PathLike[str], size: int | None = None) -> np.ndar
     """
     with _opened(path) as picture:
         array = _to_rgb(picture, path)
-    return array if size is None else resize_image(array, (size, size))
+    return array if size is None else resize_image(array, sides_of(size))
 
 
-def read_mask(path: str | os.PathLike[str], size: int | None = None) -> np.ndarray:
+def read_mask(path: str | os.PathLike[str], size: Size | None = None) -> np.ndarray:
     """A mask picture: True where any colour is not zero and not fully transparent.
 
     A palette picture counts by its indices, so that label 0 is the background whatever its colour.
 
     Args:
       path: the file.
-      size: if given, the side of the square that the mask is resized to by nearest neighbour.
+      size: if given, the height and width that the mask is resized to by nearest neighbour, or the side of a square.
 
     Returns:
       bool, (H, W).
@@ -75,7 +77,12 @@ def read_mask(path: str | os.PathLike[str], size: int | None = None) -> np.ndarr
             mask = np.asarray(np.asarray(picture.convert("RGB")).any(axis=-1))
         else:
             mask = np.asarray(picture, bool)
-    return mask if size is None else resize_mask(mask, (size, size))
+    return mask if size is None else resize_mask(mask, sides_of(size))
+
+
+def sides_of(size: Size) -> tuple[int, int]:
+    """Height and width."""
+    return (size, size) if isinstance(size, int) else size
 
 
 def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
@@ -86,10 +93,20 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A bool mask (H, W) at another (height, width): each pixel takes the value at its own centre."""
+    """A mask (H, W) at another (height, width): each pixel takes the value at its own centre."""
+    if mask.shape == tuple(shape):
+        return mask
     # whole numbers, so that centres on the border of two pixels do not depend on rounding
     rows, columns = ((2 * np.arange(new) + 1) * old // (2 * new) for new, old in zip(shape, mask.shape, strict=True))
     return mask[np.ix_(rows, columns)]
+
+
+def resize_map(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """A map (H, W) at another (height, width), bilinearly: float32."""
+    if values.shape == tuple(shape):
+        return values
+    picture = Image.fromarray(values.astype(np.float32))
+    return np.asarray(picture.resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
 
 
 def write_png(path: str | os.PathLike[str], array: np.ndarray) -> None:

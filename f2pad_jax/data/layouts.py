@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from f2pad_jax.data.images import read_image, read_mask, resize_image, resize_mask
+from f2pad_jax.data.images import Size, read_image, read_mask, resize_image, resize_mask, sides_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import sweep, temporary_name
 
@@ -107,8 +107,8 @@ LAYOUTS: dict[str, Callable[[Path], Category | None]] = {"mvtec": mvtec}
 """Layouts by name, in the order in which they are tried."""
 
 
-def read_test(case: TestImage, size: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A test picture and its mask (all False for a good one), both resized to `size` × `size` if given.
+def read_test(case: TestImage, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """A test picture and its mask (all False for a good one), both resized if a size is given.
 
     Returns:
       uint8 (H, W, 3) and bool (H, W).
@@ -123,38 +123,43 @@ def read_test(case: TestImage, size: int | None = None) -> tuple[np.ndarray, np.
         raise InputError(f"the mask has {sides}", where=case.mask, hint="give both one size")
     if size is None:
         return image, mask
-    return resize_image(image, (size, size)), resize_mask(mask, (size, size))
+    return resize_image(image, sides_of(size)), resize_mask(mask, sides_of(size))
 
 
-def load_images(paths: Sequence[Path], size: int, *, threads: int | None = None) -> tuple[np.ndarray, Failures]:
+def load_images(paths: Sequence[Path], size: Size, *, threads: int | None = None) -> tuple[np.ndarray, Failures]:
     """Reads many pictures; one that cannot be read loses none of the others.
 
     Args:
       paths: the files.
-      size: side of the square they are resized to.
+      size: height and width they are resized to, or the side of a square.
       threads: readers at work together; None leaves it to the standard library.
 
     Returns:
-      uint8 (N, size, size, 3) of the pictures that could be read, in the order given, and (path, error) of
-      the rest.
+      uint8 (N, H, W, 3) of the pictures that could be read, in the order given, and (path, error) of the rest.
     """
     images, _, failures = _load(lambda path: read_image(path, size), paths, lambda path: path, threads)
-    return np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8), failures
+    return np.stack(images) if images else np.zeros((0, *sides_of(size), 3), np.uint8), failures
 
 
 def load_tests(
-    cases: Sequence[TestImage], size: int, *, threads: int | None = None
+    cases: Sequence[TestImage], size: Size | None, *, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[TestImage], Failures]:
-    """Reads many test pictures with their masks, as `load_images` does.
+    """Reads many test pictures with their masks, as `load_images` does; without a size they keep their own.
 
     Returns:
-      uint8 (N, size, size, 3), bool (N, size, size), the N cases that could be read, and (path, error) of the
-      rest.
+      uint8 (N, H, W, 3), bool (N, H, W), the N cases that could be read, and (path, error) of the rest.
+
+    Raises:
+      InputError: they keep their sizes, and these differ.
     """
     pairs, kept, failures = _load(lambda case: read_test(case, size), cases, lambda case: case.path, threads)
     if not pairs:
-        return np.zeros((0, size, size, 3), np.uint8), np.zeros((0, size, size), bool), [], failures
+        sides = sides_of(size or 0)
+        return np.zeros((0, *sides, 3), np.uint8), np.zeros((0, *sides), bool), [], failures
     images, masks = zip(*pairs, strict=True)
+    odd = next((case for case, mask in zip(kept, masks, strict=True) if mask.shape != masks[0].shape), None)
+    if odd is not None:
+        raise InputError("is of another size than the others", where=odd.path, hint="give all test pictures one size")
     return np.stack(images), np.stack(masks), kept, failures
 
 

@@ -57,16 +57,16 @@ def texture_category(
         or nothing of it can be seen on a crop.
     """
     kinds = check_kinds(kinds)
-    photograph = _photograph(name)
-    width = photograph.shape[1]
+    whole = photograph(name)
+    width = whole.shape[1]
     if not 1 <= size <= width // 2:
         raise InputError(f"crops of {size} pixels do not fit", where=name, hint=f"ask for 1 to {width // 2}")
     border = width - max(size, _TEST_WIDTH)
     code = zlib.crc32(name.encode())
-    normals = _crops(photograph[:, :border], train, size, np.random.default_rng([seed, code, 0]))
+    normals = _crops(whole[:, :border], train, size, np.random.default_rng([seed, code, 0]))
     rng = np.random.default_rng([seed, code, 1])
     cases = []
-    for index, normal in enumerate(_crops(photograph[:, border:], test, size, rng)):
+    for index, normal in enumerate(_crops(whole[:, border:], test, size, rng)):
         start = copy.deepcopy(rng)
         cut_paste(normal, rng)  # each test starts where colours would have left off, so that kinds share shapes
         cases.append((*KINDS[kinds[index % len(kinds)]](normal, start), normal))
@@ -109,7 +109,8 @@ def make_textures(
         )
 
 
-def _photograph(name: str) -> np.ndarray:
+def photograph(name: str) -> np.ndarray:
+    """The whole photograph, uint8 (512, 512, 3)."""
     if name not in TEXTURES:
         raise InputError("no such texture", where=name, hint=f"choose from {', '.join(TEXTURES)}")
     picture = {

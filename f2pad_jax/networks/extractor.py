@@ -85,15 +85,15 @@ class Extractor:
         return self.apply(self.params, images)
 
 
-def map_shapes(spec: NetworkSpec, size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Shapes (H_k, W_k, C_k) of the feature maps of a picture of `size` × `size`, finest first.
+def map_shapes(spec: NetworkSpec, shape: tuple[int, int]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    """Shapes (H_k, W_k, C_k) of the feature maps of a picture of this height and width, finest first.
 
     Raises:
-      ValueError: the size is no multiple of the coarsest stride.
+      ValueError: a side is no multiple of the coarsest stride.
     """
-    if size % spec.strides[-1]:
-        raise ValueError(f"a size of {size} is no multiple of {spec.strides[-1]}")
-    sides = [(size // stride, size // stride) for stride in spec.strides]
+    if any(side % spec.strides[-1] for side in shape):
+        raise ValueError(f"sides of {shape} are no multiples of {spec.strides[-1]}")
+    sides = [(shape[0] // stride, shape[1] // stride) for stride in spec.strides]
     return tuple(jax.ShapeDtypeStruct((*side, c), jnp.float32) for side, c in zip(sides, spec.channels, strict=True))
 
 
