@@ -279,7 +279,7 @@ def find_solutions(model: Model, plans: Sequence[Plan], *, title: str | None = N
     for index, chosen in enumerate(plans):
         # Lanes of one compiled step have equal shapes and static settings.
         static = jax.tree.structure(chosen.settings)
-        groups.setdefault((len(chosen.affected.positions), chosen.shared, static), []).append(index)
+        groups.setdefault((len(chosen.affected.positions), chosen.box[2:], chosen.shared, static), []).append(index)
     with tqdm(total=len(plans), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
         for members in groups.values():
             for place, solution in solve_on_all(model.energy, (build(model, plans[k]) for k in members), len(members)):
