@@ -29,7 +29,7 @@ from problems import Options, batch_of, endless, extractor_for, model_of
 from timing import operations, spread
 from worker import need_torch
 
-from f2pad_jax import Model, segmentation
+from f2pad_jax import Model, solving
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.model import look, paper_settings
@@ -73,7 +73,7 @@ def job(model: Model, pairs: list[tuple[Plan, np.ndarray]], options: Options, la
     settings = settings.replace(limit=options.limit or settings.limit)
     repeated = [pairs[k % len(pairs)] for k in range(max(lanes, len(pairs)))]
     plans = [chosen._replace(settings=settings) for chosen, _ in repeated]
-    with patch.object(segmentation, "LANES", lanes):
+    with patch.object(solving, "LANES", lanes):
         passes = [pytorch_loop.one_pass(model, plans) for _ in range(1 + min(pytorch_loop.PASSES, options.repeats))]
     seconds = [taken / len(plans) for taken, _ in passes]
     masks, iterations, losses = zip(*passes[-1][1], strict=True)

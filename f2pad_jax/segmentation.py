@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, overload
 
-import jax
 import numpy as np
 from scipy import ndimage
 from skimage.measure import label
@@ -15,14 +14,14 @@ from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
 from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
-from f2pad_jax.core import Energy, Solution, levels_of, solve_many
+from f2pad_jax.core import Solution, levels_of
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_map, resize_mask
 from f2pad_jax.model import Model, Sight, look, smooth_map
-from f2pad_jax.preparing import SQUARE, Plan, Start, build, locate, plan, plan_estimation
+from f2pad_jax.preparing import SQUARE, Plan, Start, locate, plan, plan_estimation
 from f2pad_jax.reducing import scale_of
+from f2pad_jax.solving import find_solutions
 
-LANES = 64  # per accelerator
 DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
 REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
@@ -265,36 +264,6 @@ def refine(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
       mask: (H, W) bool; its edge is smoothed by one pixel.
     """
     return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
-
-
-def find_solutions(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Solution]]:
-    """Step 4: solves all plans in lanes, over all local devices; index and solution of each, as they finish.
-
-    Args:
-      model: whose energy all plans share.
-      plans: any number; their settings may differ.
-      title: of a progress bar; none without.
-    """
-    groups: dict[Any, list[int]] = {}
-    for index, chosen in enumerate(plans):
-        # Lanes of one compiled step have equal shapes and static settings.
-        static = jax.tree.structure(chosen.settings)
-        groups.setdefault((len(chosen.affected.positions), chosen.box[2:], chosen.shared, static), []).append(index)
-    with tqdm(total=len(plans), desc=title, unit="image", leave=False, disable=None if title else True) as bar:
-        for members in groups.values():
-            for place, solution in solve_on_all(model.energy, (build(model, plans[k]) for k in members), len(members)):
-                bar.update()
-                yield members[place], solution
-
-
-def solve_on_all(energy: Energy, cases: Iterable[Any], count: int) -> Iterator[tuple[int, Solution]]:
-    """`solve_many` over all local devices; on a CPU more lanes than devices gain nothing."""
-    devices = jax.local_devices()[:count]
-    most = len(devices) if devices[0].platform == "cpu" else LANES * len(devices)
-    width = len(devices)
-    while width < min(count, most):
-        width *= 2
-    return solve_many(cases, energy, width=width, devices=devices)
 
 
 def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from skimage.measure import label
 from solving import tiny_extractor
 
 from f2pad_jax import model as models
-from f2pad_jax import preparing, segmentation
+from f2pad_jax import preparing, segmentation, solving
 from f2pad_jax.calibration import choose_levels, limits_of
 from f2pad_jax.core import Settings, Status, levels_of, solve
 from f2pad_jax.core.pixels import normalize
@@ -30,7 +30,8 @@ from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
-from f2pad_jax.segmentation import Segmentation, clean, find_solutions, read_off, refine, segment, segment_regions
+from f2pad_jax.segmentation import Segmentation, clean, read_off, refine, segment, segment_regions
+from f2pad_jax.solving import find_solutions
 
 SIDE = 64
 FOUND = ("mask", "normal", "anomaly", "initial_mask", "score_map", "refined_map", "residual", "iterations", "status")
@@ -393,14 +394,14 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         count(module, "apply_extractor", found.passes, lambda _, images: len(images))
     count(preparing, "affected", found.regions, lambda region, _: int(region.sum()))
     count(matching, "_spectra", found.transformed, len)
-    solves = segmentation.solve_on_all
+    solves = solving.solve_on_all
 
-    def solve_on_all(energy: Any, cases: Any, number: int) -> Any:
-        for done in solves(energy, cases, number):
+    def solve_on_all(*arguments: Any) -> Any:
+        for done in solves(*arguments):
             found.passes.append(0)  # marks the end of a solve
             yield done
 
-    monkeypatch.setattr(segmentation, "solve_on_all", solve_on_all)
+    monkeypatch.setattr(solving, "solve_on_all", solve_on_all)
     return found
 
 

@@ -26,7 +26,8 @@ from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
 from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
 from f2pad_jax.preparing import Place, locate, plan
-from f2pad_jax.segmentation import Segmentation, clean, find_solutions, refine, segment_regions
+from f2pad_jax.segmentation import Segmentation, clean, refine, segment_regions
+from f2pad_jax.solving import find_solutions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, PAPER, BEST, FILL = "full", "curves", "growth", "paper", "f1", "initialisation"

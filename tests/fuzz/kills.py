@@ -47,8 +47,9 @@ def content(folder: Path) -> dict[str, bytes]:
 def arrays(folder: Path) -> dict[str, bytes]:
     """The arrays and facts of a checkpoint."""
     from f2pad_jax.checkpoint import _flat, load_arrays
+    from f2pad_jax.model_file import VERSION
 
-    tree, facts = load_arrays(folder, kind="model", version=4)
+    tree, facts = load_arrays(folder, kind="model", version=VERSION)
     return {name: leaf.tobytes() for name, leaf in _flat(tree).items()} | {"facts": json.dumps(facts).encode()}
 
 
