@@ -325,7 +325,12 @@ def solve(start: Float[Array, "h w 3"], energy: Energy, problem: Problem, settin
 
 
 def solution(state: State, info: Info) -> Solution:
-    """What a solve has come to, by its last state and the last step's `Info`."""
+    """What a solve has come to.
+
+    Args:
+      state: the last one.
+      info: of the last step.
+    """
     best = state.descent
     sparse = jnp.any(jnp.stack(best.terms) != 0)
     # At a limit that comes with the first sparse step, F of no other n is known: nothing has risen.

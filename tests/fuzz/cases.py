@@ -32,7 +32,7 @@ from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments.records import check_parts, digest_of, model_of, read_plan, write_record
 from f2pad_jax.model import Procedure
-from f2pad_jax.model_file import ModelFacts, _fields
+from f2pad_jax.model_file import VERSION, ModelFacts, _fields
 from f2pad_jax.picture_files import _whole_records
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights.torch_file import read_torch
@@ -215,10 +215,12 @@ def weight_file(random: Random) -> Verdict:
 def model_facts() -> dict[str, Any]:
     return {
         "format": "f2pad_jax model",
-        "version": 4,
+        "version": VERSION,
         "detector": {"name": "patchcore"},
         "extractor": {"name": "efficientnet_lite0", "sha256": "0" * 64, "precision": "parity"},
-        "size": SIZE,
+        "shape": [SIZE, SIZE],
+        "seen": [SIZE, SIZE],
+        "windowed": False,
         "limits": {"peak": 0.1, "spread": 0.25, "pixel": 0.05, "cost": 1.5},
         "settings": vars(Settings()),
         "procedure": vars(Procedure(threshold=0.5)),
@@ -287,8 +289,12 @@ def model_json(random: Random) -> Verdict:
                     raise WrongError(f"{name} is {value!r}")
             else:
                 _check_number(name, good[name], value)
-    if spoiled["size"] != SIZE or spoiled["extractor"]["name"] != "efficientnet_lite0" or spoiled["seed"] < 0:
-        raise WrongError("another size, extractor or seed")
+    if spoiled["shape"] != [SIZE, SIZE] or not isinstance(spoiled["windowed"], bool):
+        raise WrongError("another shape")
+    if any(not isinstance(side, int) or side < 1 for side in spoiled["seen"]):
+        raise WrongError("another size of what the extractor sees")
+    if spoiled["extractor"]["name"] != "efficientnet_lite0" or spoiled["seed"] < 0:
+        raise WrongError("another extractor or seed")
     if spoiled.keys() - {"inpainter"} != model_facts().keys() or spoiled["detector"]["name"] != "patchcore":
         raise WrongError("other names")
     return "accepted"
@@ -329,7 +335,7 @@ def model_array(random: Random) -> Verdict:
 @cache
 def checkpoint() -> Path:
     folder = scratch() / "model"
-    save_arrays(folder, model_arrays(), model_facts(), kind="model", version=4)
+    save_arrays(folder, model_arrays(), model_facts(), kind="model", version=VERSION)
     return folder
 
 
@@ -349,7 +355,7 @@ def model_folder(random: Random) -> Verdict:
         (folder / SUMS).unlink()
         (folder / SUMS).write_text("".join(f"{digest}  {each}\n" for each, digest in _digests(folder).items()))
     try:
-        load_arrays(folder, kind="model", version=4)
+        load_arrays(folder, kind="model", version=VERSION)
     except InputError:
         return "refused"
     if not forged and spoiled != data and (name.name != SUMS or sorted(spoiled.split()) != sorted(data.split())):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from fuzz.cases import CASES, clean_up
+from fuzz.cases import CASES, clean_up, model_arrays, model_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from f2pad_jax.model_file import ModelFacts, _fields
+from f2pad_jax.schemas import read_facts
 
 COUNT = 2000
 SLOW: list[HealthCheck] = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
@@ -26,6 +29,11 @@ def test_spoiled_inputs_are_refused_or_read_as_what_they_are(kind: str) -> None:
     case, share = CASES[kind]
     outcomes = [case(Random(f"{kind} {number}")) for number in range(COUNT * share // 100)]
     assert "refused" in outcomes
+
+
+def test_what_the_fuzzers_spoil_is_good() -> None:
+    facts = read_facts(ModelFacts, model_facts(), kind="model", where="model", hint="")
+    assert _fields(model_arrays(), facts)["shape"] == facts.shape
 
 
 @pytest.mark.parametrize("kind", ["model.json", "torch file", "array of a model"])
