@@ -187,10 +187,18 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     out = _results_folder(arguments.out)
-    made_by = f"{__version__} {seal(arguments.model)} {model.threshold!r} {arguments.grow}"
+    options = {"grow": arguments.grow, "smallest_defect": arguments.smallest_defect}
+    made_by = f"{__version__} {seal(arguments.model)} {model.threshold!r} {options} {arguments.pixel_size!r}"
     with owned(out):
         records = segment_files(
-            model, paths, out, made_by=made_by, grow=arguments.grow, resume=arguments.resume, on_failure=_complain
+            model,
+            paths,
+            out,
+            made_by=made_by,
+            options=options,
+            pixel_size=arguments.pixel_size,
+            resume=arguments.resume,
+            on_failure=_complain,
         )
     _warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
@@ -333,7 +341,7 @@ def _rows(
     label = f"{done.run['category']} · {model.detector.name}"
     for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
         stem = f"{done.run['category']}_{model.detector.name}_{name.replace('/', '_')}"
-        yield stem, panel_row(model, label, image, result, mask)
+        yield stem, panel_row(label, image, result, mask)
 
 
 def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 from f2pad_jax.boxes import Box
 from f2pad_jax.data.images import read_image
 from f2pad_jax.model import Model
+from f2pad_jax.outcomes import refined_map
 from f2pad_jax.reducing import Shape
-from f2pad_jax.segmentation import Segmentation, refine, segment_alike
+from f2pad_jax.segmentation import Segmentation, segment_alike
 
 OVERLAP = 0.25  # least share of a window's side that its neighbour has as well
 FITTED = 64  # windows of training pictures that a model is fitted to
@@ -139,7 +140,8 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
         anomaly=anomaly,
         initial_mask=initial[:height, :width],
         score_map=scores,
-        refined_map=refine(scores, mask),
+        threshold=single.threshold,
+        refined_map=refined_map(scores, mask),
         residual=residual,
         iterations=iterations,
         status=SEVEREST[status],

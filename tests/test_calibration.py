@@ -17,7 +17,7 @@ from f2pad_jax.calibration import (
     piece_maxima,
     residual_of,
 )
-from f2pad_jax.segmentation import NEAR, clean, refine
+from f2pad_jax.outcomes import NEAR, clean, refined_map
 
 SIDE = 40
 BETAS = np.geomspace(0.3, 4.0, 10)
@@ -120,7 +120,7 @@ def test_whole_masks() -> None:
 def test_the_refined_map_ranks_the_mask_first() -> None:
     scores, mask = np.full((SIDE, SIDE), 3.0, np.float32), np.zeros((SIDE, SIDE), bool)
     mask[10:20, 10:20] = True
-    refined = refine(scores, mask)
+    refined = refined_map(scores, mask)
     assert refined.dtype == np.float32
     assert refined[15, 15] == pytest.approx(6.0, rel=1e-3)
     assert refined[30, 30] == pytest.approx(3.0)

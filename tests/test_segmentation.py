@@ -29,8 +29,9 @@ from f2pad_jax.fitting import fit, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.outcomes import clean, read_off, refined_map
 from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
-from f2pad_jax.segmentation import Segmentation, clean, find_solutions, read_off, refine, segment, segment_regions
+from f2pad_jax.segmentation import Segmentation, find_solutions, segment, segment_regions
 
 SIDE = 64
 FOUND = ("mask", "normal", "anomaly", "initial_mask", "score_map", "refined_map", "residual", "iterations", "status")
@@ -101,7 +102,7 @@ def test_a_segmentation_holds_together(fitted: Fitted) -> None:
         np.testing.assert_array_equal(result.initial_mask, result.score_map > fitted.model.threshold)
         np.testing.assert_allclose(result.score_map, score_maps(fitted.model, image[None])[0], rtol=1e-5)
         np.testing.assert_array_equal(result.mask, without_dots(result.mask))
-        np.testing.assert_array_equal(result.refined_map, refine(result.score_map, result.mask))
+        np.testing.assert_array_equal(result.refined_map, refined_map(result.score_map, result.mask))
         assert result.verdict == ("defect" if result.residual <= 1 else "unexplained")
         assert 0 < result.iterations <= fitted.model.settings.limit
         assert result.seconds > 0
