@@ -6,6 +6,7 @@ taken as log-normal, by their median and median absolute deviation, so that no s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ PIXELS = 0.005  # share of normal pixels that the region's lower limit lets thro
 SPREAD, WEIGHT = 0.25, 4  # spread of log peaks before any is seen, and the number of pictures that it counts for
 GAIN, POWER = 0.4, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
 UNEXPLAINED = 0.25  # share of a piece's own peak that may be left in n
+
+
+Maps = np.ndarray | Sequence[np.ndarray]  # one for each picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,22 +44,22 @@ class Limits:
         return self.peak * float(np.exp(norm.isf(false_alarms) * self.spread))
 
 
-def limits_of(scores: np.ndarray, costs: np.ndarray) -> Limits:
+def limits_of(scores: Maps, costs: Maps) -> Limits:
     """The limits by normal pictures that the detector has not seen.
 
     Args:
-      scores: smoothed score maps, (N, S, S), N ≥ 1.
-      costs: smoothed maps of the summands s_ij of l_n, (N, S, S).
+      scores: smoothed score maps of N ≥ 1 pictures, of any shape, such as (S, S).
+      costs: smoothed maps of the summands s_ij of l_n, one a picture.
     """
-    peaks = np.log(np.maximum(scores.max(axis=(1, 2)), 1e-12))
+    peaks = np.log(np.maximum([values.max() for values in scores], 1e-12))
     own = float(median_abs_deviation(peaks)) / float(norm.ppf(0.75))
     # The deviation of few pictures says little: it is averaged with what is usual.
     spread = np.sqrt((len(peaks) * own**2 + WEIGHT * SPREAD**2) / (len(peaks) + WEIGHT))
     return Limits(
         peak=float(np.exp(np.median(peaks))),
         spread=float(spread),
-        pixel=float(np.quantile(scores, 1 - PIXELS)),
-        cost=float(np.median(costs.max(axis=(1, 2)))),
+        pixel=float(np.quantile(np.concatenate([values.ravel() for values in scores]), 1 - PIXELS)),
+        cost=float(np.median([values.max() for values in costs])),
     )
 
 

@@ -85,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
             help="the extractor's weight file, where it is not imported",
         )
 
+    def roi(to: argparse.ArgumentParser, text: str) -> None:
+        to.add_argument("--roi", type=Path, metavar="MASK", help=f"picture that is white where to inspect; {text}")
+
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
@@ -158,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="P",
         help="share of normal pictures that may be taken for defective, which sets the threshold (0.01)",
     )
+    roi(fit, "thresholds are those inside")
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
     fit.add_argument(
         "--option",
@@ -204,6 +208,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--threshold", type=_finite, metavar="T", help="score from which a picture is defective (the model's own)"
     )
+    roi(segment, "in place of the model's own")
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
     )

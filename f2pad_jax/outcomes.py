@@ -59,7 +59,7 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
         (after,) = look(model, normal[None])
         residual = residual_of(region, sight.scores, after.scores, model.threshold)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
-    mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
+    mask = model.inspected(clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning))
     return Outcome(mask, residual, int(solution.iterations), solution.message)
 
 

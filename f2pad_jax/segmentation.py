@@ -17,6 +17,7 @@ from f2pad_jax.core import Energy, Solution, solve_many
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
+from f2pad_jax.interest import check_roi, lowest_outside
 from f2pad_jax.model import Model, Sight, look
 from f2pad_jax.outcomes import Outcome, read_off, refined_map
 from f2pad_jax.preparing import Plan, Start, build, locate, plan, plan_estimation
@@ -35,7 +36,7 @@ class Segmentation:
       normal: the recovered non-defective picture n*, (H, W, 3) uint8; equal to the picture outside the mask.
       anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
       initial_mask: the detector's mask m⁽⁰⁾, (H, W) bool.
-      score_map: the detector's smoothed scores, (H, W) float32.
+      score_map: the detector's smoothed scores, (H, W) float32; outside the region of interest the lowest of them.
       threshold: of the scores.
       refined_map: the scores, up to twice as high in the mask, (H, W) float32: what it ranks highest has the mask's
         outline.
@@ -75,13 +76,20 @@ class Segmentation:
 
 @overload
 def segment(
-    model: Model, images: np.ndarray, *, grow: bool = False, smallest_defect: int = 0, title: str | None = None
+    model: Model,
+    images: np.ndarray,
+    *,
+    roi: np.ndarray | None = None,
+    grow: bool = False,
+    smallest_defect: int = 0,
+    title: str | None = None,
 ) -> Any: ...
 @overload
 def segment(
     model: Model,
     images: Sequence[np.ndarray],
     *,
+    roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
     title: str | None = None,
@@ -90,6 +98,7 @@ def segment(
     model: Model,
     images: np.ndarray | Sequence[np.ndarray],
     *,
+    roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
     title: str | None = None,
@@ -102,6 +111,8 @@ def segment(
     Args:
       model: as fitted or tuned.
       images: uint8 RGB: a picture (H, W, 3), a stack (N, H, W, 3), or a list of pictures of any sizes.
+      roi: what is inspected, (H, W) bool, in place of the model's own region of interest; where a picture has another
+        size it is brought to that by nearest neighbour. Outside nothing is scored or marked.
       grow: whether regions grow where the recovered picture still scores high at their border.
       smallest_defect: pixels of the picture below which a piece of the mask is left out, and what stands out there
         does not count.
@@ -111,7 +122,7 @@ def segment(
       A `Segmentation` of a picture, or a list of them.
 
     Raises:
-      InputError: not such arrays.
+      InputError: not such arrays, or the region of interest is empty.
 
     Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
@@ -121,13 +132,15 @@ def segment(
 
     single = getattr(images, "ndim", 4) != 4
     pictures = [check_images(image, rank=3) for image in ([images] if single else images)]
+    if roi is not None:
+        model = replace(model, roi=check_roi(roi))
     results: list[Segmentation] = []
     if model.windowed:
         for image in tqdm(pictures, desc=title, unit="image", leave=False, disable=None if title else True):
             began = time.perf_counter()
             found = segment_windows(model, image, grow=grow)
             found = replace(found, seconds=time.perf_counter() - began)
-            results.append(leave_out_small(found, image, smallest_defect))
+            results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
         return results[0] if single else results
     count = group_size(model)
     for first in range(0, len(pictures), count):
@@ -138,7 +151,7 @@ def segment(
         seconds = (time.perf_counter() - began) / len(group)
         for result, image in zip(solved, group, strict=True):
             found = at_size_of(replace(result, seconds=seconds), image)
-            results.append(leave_out_small(found, image, smallest_defect))
+            results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
     return results[0] if single else results
 
 
@@ -275,35 +288,38 @@ def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
     )
 
 
-def leave_out_small(result: Segmentation, image: np.ndarray, smallest: int) -> Segmentation:
-    """A result without the pieces of the mask that have fewer pixels than `smallest`.
+def restrict(
+    result: Segmentation, image: np.ndarray, *, roi: np.ndarray | None = None, smallest: int = 0
+) -> Segmentation:
+    """A result without what does not count: what lies outside the region of interest, and pieces that are too small.
 
-    Pieces of the detector's mask that meet only such ones go with them: what is too small to count leaves a good
-    picture good.
+    Pieces of the detector's mask that meet only pieces that are too small go with them, so that what is too small to
+    count leaves a good picture good.
 
     Args:
       result: at the size of the picture.
       image: the picture, uint8 (H, W, 3).
-      smallest: pixels.
+      roi: region of interest, bool of any size; all of the picture without.
+      smallest: pixels that a piece of the mask has at least.
     """
-    if smallest <= 1:
+    mask, initial, scores = result.mask, result.initial_mask, result.score_map
+    inside = None if roi is None else resize_mask(roi, mask.shape)
+    if inside is not None:
+        mask, initial, scores = mask & inside, initial & inside, lowest_outside(scores, inside)
+    if smallest > 1:
+        large = remove_small_objects(mask, max_size=smallest - 1, connectivity=2)
+        pieces = np.asarray(label(initial, connectivity=2))
+        initial = initial & ~np.isin(pieces, np.setdiff1d(pieces[mask & ~large], pieces[large]))
+        mask = large
+    if inside is None and (mask == result.mask).all():
         return result
-    mask = remove_small_objects(result.mask, max_size=smallest - 1, connectivity=2)
-    if (mask == result.mask).all():
-        return result
-    pieces = np.asarray(label(result.initial_mask, connectivity=2))
-    gone = np.setdiff1d(pieces[result.mask & ~mask], pieces[mask])
-    return with_masks(result, image, mask, result.initial_mask & ~np.isin(pieces, gone))
-
-
-def with_masks(result: Segmentation, image: np.ndarray, mask: np.ndarray, initial_mask: np.ndarray) -> Segmentation:
-    """A result with other masks, (H, W) bool each, of which F2PAD's is a part of the one it had."""
-    normal = np.where(mask[..., None], result.normal, image)
+    normal, refined = np.where(mask[..., None], result.normal, image), refined_map(scores, mask)
     return replace(
         result,
         mask=mask,
         normal=normal,
         anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=initial_mask,
-        refined_map=refined_map(result.score_map, mask),
+        initial_mask=initial,
+        score_map=scores,
+        refined_map=refined if inside is None else np.where(inside, refined, scores.min()),
     )

@@ -16,7 +16,7 @@ from f2pad_jax.data.textures import texture_category
 from f2pad_jax.defects import coco, find_defects, run_lengths, smallest_box
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import save_model
-from f2pad_jax.segmentation import Segmentation, leave_out_small
+from f2pad_jax.segmentation import Segmentation, restrict
 
 SHAPE = (48, 64)
 
@@ -118,8 +118,8 @@ def test_what_is_too_small_leaves_mask_records_and_verdict() -> None:
     mask[20:30, 20:30] = True
     initial[3:10, 3:11] = initial[18:32, 18:32] = initial[40, :5] = True
     result, image = _result(mask, initial)
-    assert leave_out_small(result, image, 8) is result
-    large = leave_out_small(result, image, 9)
+    assert restrict(result, image, smallest=8) is result
+    large = restrict(result, image, smallest=9)
     assert [defect.area for defect in large.defects] == [100]
     assert not large.mask[5:7].any()
     assert not large.initial_mask[:12].any()
@@ -128,10 +128,10 @@ def test_what_is_too_small_leaves_mask_records_and_verdict() -> None:
     np.testing.assert_array_equal(large.normal[outside], image[outside])
     assert not large.anomaly[outside].any()
     assert large.verdict == "defect"
-    nothing = leave_out_small(result, image, 101)
+    nothing = restrict(result, image, smallest=101)
     assert (nothing.defects, nothing.verdict) == ([], "unexplained")
     initial[40] = False
-    assert leave_out_small(result, image, 101).verdict == "ok"
+    assert restrict(result, image, smallest=101).verdict == "ok"
 
 
 def test_the_command_line_writes_records_and_coco(tiny_model: Model, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ MODEL: Any = SimpleNamespace(
     procedure=Procedure(start="harmonic"),
     tuned_on="synthetic-validation",
     seed=5,
+    roi=None,
 )
 
 

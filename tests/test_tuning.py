@@ -38,7 +38,7 @@ def test_the_start_is_the_fill_where_it_is_trusted(
 ) -> None:
     kinds = []
     procedure = Procedure(start=start, trusted=0.5)
-    model: Any = SimpleNamespace(procedure=procedure)
+    model: Any = SimpleNamespace(procedure=procedure, inspected=lambda region: region)
 
     def named(kind: str) -> Any:
         def fill(image: np.ndarray, region: np.ndarray, material: Any) -> Match:

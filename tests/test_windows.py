@@ -53,10 +53,11 @@ def test_training_windows_come_from_all_pictures(tmp_path: Path) -> None:
     for k in range(3):
         paths.append(tmp_path / f"{k}.png")
         write_png(paths[-1], rng.integers(80 * k, 80 * k + 60, (100, 64, 3), dtype=np.uint8))
-    found = training_windows(paths, WINDOW, count=7)
+    found, inside = training_windows(paths, WINDOW, count=7)
+    assert inside is None
     assert found.shape == (9, 64, 64, 3)
     assert (found.max(axis=(1, 2, 3)) // 80).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    np.testing.assert_array_equal(found, training_windows(paths, WINDOW, count=7))
+    np.testing.assert_array_equal(found, training_windows(paths, WINDOW, count=7)[0])
     with pytest.raises(InputError, match="no such file"):
         training_windows([tmp_path / "none.png"], WINDOW)
 
