@@ -31,8 +31,8 @@ from worker import need_torch, worker
 from f2pad_jax import Model
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.metrics import iou
+from f2pad_jax.outcomes import read_off
 from f2pad_jax.preparing import Plan
-from f2pad_jax.segmentation import read_off
 from f2pad_jax.solving import find_solutions
 
 EXTRACTOR, DETECTORS, CATEGORIES = "efficientnet_lite0", ("padim", "patchcore"), ("brick", "gravel")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         step,
         terms,
     )
+    from f2pad_jax.defects import Defect, find_defects
     from f2pad_jax.errors import InputError
     from f2pad_jax.evaluation import evaluate
     from f2pad_jax.fitting import fit
@@ -37,6 +38,7 @@ __version__ = "0.2.0.dev0"
 _HOMES = {
     "core": "Energy Penalty Problem Settings Solution State Status init objective penalties solve solve_many step "
     "terms",
+    "defects": "Defect find_defects",
     "errors": "InputError",
     "evaluation": "evaluate",
     "fitting": "fit",
@@ -50,6 +52,7 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
+    "Defect",
     "Energy",
     "InputError",
     "Model",
@@ -62,6 +65,7 @@ __all__ = [
     "State",
     "Status",
     "evaluate",
+    "find_defects",
     "fit",
     "init",
     "load_extractor",

@@ -1,13 +1,15 @@
 """What normal pictures tell: thresholds for a rate of false alarms, and how much sparsity a picture can pay for.
 
 No anomaly is looked at. The highest score of each normal picture that the detector has not seen is its peak; peaks are
-taken as log-normal, by their median and median absolute deviation, so that no single picture decides.
+taken as log-normal, by their median and median absolute deviation, so that no single picture decides. Scores that have
+a bound are first put on a scale without one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import median_abs_deviation, norm
@@ -19,13 +21,16 @@ GAIN, POWER = 0.4, 2.0  # β that a piece can pay for: GAIN · (its peak / that 
 UNEXPLAINED = 0.25  # share of a piece's own peak that may be left in n
 
 
+Maps = np.ndarray | Sequence[np.ndarray]  # one for each picture
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """What smoothed maps of unseen normal pictures reach.
 
     Attributes:
       peak: median of the pictures' highest scores.
-      spread: standard deviation of their logarithms.
+      spread: standard deviation of the logarithms of these, or of their `odds` where scores have a bound.
       pixel: score that a share of `PIXELS` of all their pixels exceeds.
       cost: median of the pictures' highest s_ij.
     """
@@ -35,27 +40,34 @@ class Limits:
     pixel: float
     cost: float
 
-    def threshold(self, false_alarms: float) -> float:
+    def threshold(self, false_alarms: float, bound: float = np.inf) -> float:
         """The score that the peaks of a share of normal pictures exceed, `false_alarms` in (0, 1)."""
-        return self.peak * float(np.exp(norm.isf(false_alarms) * self.spread))
+        odds = odds_of(self.peak, bound) * np.exp(norm.isf(false_alarms) * self.spread)
+        return float(odds / (1 + odds / bound))
 
 
-def limits_of(scores: np.ndarray, costs: np.ndarray) -> Limits:
+def odds_of(scores: Any, bound: float) -> Any:
+    """Scores in [0, bound) on a scale without one, s / (1 − s / bound): near a bound small differences mean much."""
+    return scores / (1 - np.minimum(scores / bound, 1 - 1e-6))
+
+
+def limits_of(scores: Maps, costs: Maps, bound: float = np.inf) -> Limits:
     """The limits by normal pictures that the detector has not seen.
 
     Args:
-      scores: smoothed score maps, (N, S, S), N ≥ 1.
-      costs: smoothed maps of the summands s_ij of l_n, (N, S, S).
+      scores: smoothed score maps of N ≥ 1 pictures, of any shape, such as (S, S).
+      costs: smoothed maps of the summands s_ij of l_n, one a picture.
+      bound: that no score can exceed.
     """
-    peaks = np.log(np.maximum(scores.max(axis=(1, 2)), 1e-12))
-    own = float(median_abs_deviation(peaks)) / float(norm.ppf(0.75))
+    peaks = np.maximum([values.max() for values in scores], 1e-12)
+    own = float(median_abs_deviation(np.log(odds_of(peaks, bound)))) / float(norm.ppf(0.75))
     # The deviation of few pictures says little: it is averaged with what is usual.
     spread = np.sqrt((len(peaks) * own**2 + WEIGHT * SPREAD**2) / (len(peaks) + WEIGHT))
     return Limits(
-        peak=float(np.exp(np.median(peaks))),
+        peak=float(np.median(peaks)),
         spread=float(spread),
-        pixel=float(np.quantile(scores, 1 - PIXELS)),
-        cost=float(np.median(costs.max(axis=(1, 2)))),
+        pixel=float(np.quantile(np.concatenate([values.ravel() for values in scores]), 1 - PIXELS)),
+        cost=float(np.median([values.max() for values in costs])),
     )
 
 

@@ -51,6 +51,13 @@ def _finite(text: str) -> float:
     return value
 
 
+def _positive(text: str) -> float:
+    value = _finite(text)
+    if value <= 0:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
 def parser() -> argparse.ArgumentParser:
     """All commands and options."""
     top = _Parser(
@@ -77,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
             metavar="FILE",
             help="the extractor's weight file, where it is not imported",
         )
+
+    def roi(to: argparse.ArgumentParser, text: str) -> None:
+        to.add_argument("--roi", type=Path, metavar="MASK", help=f"picture that is white where to inspect; {text}")
 
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
@@ -151,6 +161,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="P",
         help="share of normal pictures that may be taken for defective, which sets the threshold (0.01)",
     )
+    roi(fit, "thresholds are those inside")
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
     fit.add_argument(
         "--option",
@@ -193,12 +204,26 @@ def parser() -> argparse.ArgumentParser:
     segment = command("segment", "outline the anomalies of pictures")
     segment.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
     segment.add_argument("pictures", metavar="IMAGE_OR_FOLDER", type=Path, nargs="+", help="pictures, or folders")
-    out(segment, "DIR", "masks, recovered pictures, panels and results.jsonl")
+    out(segment, "DIR", "masks, recovered pictures, panels, results.jsonl and coco.json")
     segment.add_argument(
         "--threshold", type=_finite, metavar="T", help="score from which a picture is defective (the model's own)"
     )
+    roi(segment, "in place of the model's own")
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"
+    )
+    segment.add_argument(
+        "--smallest-defect",
+        type=_at_least(0),
+        default=0,
+        metavar="PIXELS",
+        help="leave out defects of fewer pixels (0)",
+    )
+    segment.add_argument(
+        "--pixel-size",
+        type=_positive,
+        metavar="UM",
+        help="side of a pixel in micrometres, to measure defects in these as well",
     )
     segment.add_argument(
         "--resume", action="store_true", help="pass over pictures that an earlier run into DIR has done"

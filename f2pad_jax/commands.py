@@ -22,6 +22,7 @@ from f2pad_jax.detectors import Detector, check_options, detector_class, options
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
+from f2pad_jax.interest import digest_of, read_roi
 from f2pad_jax.model import Model, Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
@@ -109,6 +110,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
             )
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     procedure = replace(procedure, false_alarms=arguments.false_alarms)
+    roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     own = read_image(paths[0]).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
@@ -119,7 +121,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (arguments.size, arguments.size)
     if arguments.windows is not None:
-        images = training_windows(paths, shape, seed=arguments.seed)
+        images, inside = training_windows(paths, shape, roi=roi, seed=arguments.seed)
     else:
         images, failures = load_images(paths, shape)
         if failures:
@@ -135,8 +137,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
         procedure=replace(procedure, start="autoencoder") if inpainter else procedure,
         options=options,
         inpainter=inpainter,
+        roi=inside,
     )
-    save_model(replace(model, windowed=arguments.windows is not None), arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
@@ -186,11 +189,22 @@ def run_segment(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, weights=arguments.weights)
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
+    if arguments.roi is not None:
+        model = replace(model, roi=read_roi(arguments.roi))
     out = _results_folder(arguments.out)
-    made_by = f"{__version__} {seal(arguments.model)} {model.threshold!r} {arguments.grow}"
+    options = {"grow": arguments.grow, "smallest_defect": arguments.smallest_defect}
+    told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
+    made_by = " ".join([__version__, *map(repr, told)])
     with owned(out):
         records = segment_files(
-            model, paths, out, made_by=made_by, grow=arguments.grow, resume=arguments.resume, on_failure=_complain
+            model,
+            paths,
+            out,
+            made_by=made_by,
+            options=options,
+            pixel_size=arguments.pixel_size,
+            resume=arguments.resume,
+            on_failure=_complain,
         )
     _warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
@@ -333,7 +347,7 @@ def _rows(
     label = f"{done.run['category']} · {model.detector.name}"
     for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
         stem = f"{done.run['category']}_{model.detector.name}_{name.replace('/', '_')}"
-        yield stem, panel_row(model, label, image, result, mask)
+        yield stem, panel_row(label, image, result, mask)
 
 
 def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from f2pad_jax import doubts, metrics
+from f2pad_jax.data.images import resize_mask
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.segmentation import Segmentation, segment
@@ -41,7 +42,8 @@ def evaluate(
     """Segments every image and compares the masks of the backbone and of F2PAD with the truth.
 
     IoU, DICE and boundary F1 are means over the images that show a defect, as in the paper (arXiv 2407.06519,
-    Eq. 17); all else is counted over the pixels of all images. Everything is multiplied by 100.
+    Eq. 17); all else is counted over the pixels of all images. Everything is multiplied by 100. Where the model has a
+    region of interest, what lies outside it is taken for normal.
 
     Args:
       model: as fitted or tuned.
@@ -55,6 +57,8 @@ def evaluate(
     Raises:
       InputError: as for `check_masks`.
     """
+    if model.roi is not None:
+        masks = masks & resize_mask(model.roi, masks.shape[1:])
     check_masks(masks, category)
     results = segment(model, list(images), title=f"segment {category}")
     facts = describe(model, dataset=dataset, category=category)

@@ -15,10 +15,12 @@ from f2pad_jax.calibration import Limits, limits_of
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
+from f2pad_jax.data.images import resize_mask
 from f2pad_jax.data.synthesize import cut_paste
-from f2pad_jax.detectors import Detector, Maps, check_options, detector_class
+from f2pad_jax.detectors import Detector, Maps, bound_of, check_options, detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
+from f2pad_jax.interest import cells_inside, check_roi
 from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.reducing import LEAST, Shape, reduce_images, scale_of
@@ -103,6 +105,7 @@ def fit(
     procedure: Procedure = Procedure(),
     options: Mapping[str, Any] | None = None,
     inpainter: Inpainter | None = None,
+    roi: np.ndarray | None = None,
 ) -> Model:
     """Fits a detector and calibrates F2PAD on normal pictures alone.
 
@@ -120,10 +123,12 @@ def fit(
       procedure: choices around it.
       options: further arguments of the detector's own `fit`, such as `rank` of PaDiM.
       inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
+      roi: region of interest, bool: (H, W), brought to the pictures' size by nearest neighbour, or one for each
+        picture, (N, H, W). Thresholds are those of its pixels; the model keeps one that all pictures share.
 
     Raises:
       InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind or smaller than the
-        extractor is to see them, or an inpainter that is missing or works at another size.
+        extractor is to see them, an inpainter that is missing or works at another size, or an empty region of interest.
     """
     chosen, options = detector_class(detector), options or {}
     check_options(chosen, options)
@@ -153,6 +158,8 @@ def fit(
         )
     if len(images) < FEWEST:
         raise InputError(f"{len(images)} normal pictures are too few", hint=f"give at least {FEWEST}")
+    shared = None if roi is None or np.shape(roi) == images.shape[:3] else check_roi(roi)
+    parts = roi if shared is None else np.broadcast_to(check_roi(resize_mask(shared, shape)), images.shape[:3])
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]
@@ -173,8 +180,11 @@ def fit(
         inpainter=inpainter,
     )
     sights = look(model, held_out)
-    costs = np.stack([smooth_map(sight.costs, seen) for sight in sights])
-    return replace(model, limits=limits_of(np.stack([sight.scores for sight in sights]), costs))
+    scores, costs = [sight.scores for sight in sights], [smooth_map(sight.costs, seen) for sight in sights]
+    if parts is not None:
+        inside = [cells_inside(parts[k], shape, seen) for k in order[:kept]]
+        scores, costs = ([values[met] for values, met in zip(maps, inside, strict=True)] for maps in (scores, costs))
+    return replace(model, limits=limits_of(scores, costs, bound_of(fitted)), roi=shared)
 
 
 def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:

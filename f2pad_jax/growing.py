@@ -85,6 +85,7 @@ def let_grow(
             own = float(np.quantile(sights[k].scores, 1 - model.procedure.largest))
             threshold = max(min(model.limits.pixel, model.threshold), own)
             region = grow(found[k].region, scores, threshold=threshold, reach=model.procedure.dilation)
+            region = model.inspected(region)
             if (region & ~found[k].region).any():
                 found[k] = Growth(found[k].result, region, done + 1)
         grown = [k for k in asked if found[k].rounds > done]

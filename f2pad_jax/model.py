@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
@@ -15,9 +15,11 @@ from tqdm import tqdm
 from f2pad_jax.calibration import Limits
 from f2pad_jax.core import Energy, Scales, Settings
 from f2pad_jax.core.pixels import normalize
-from f2pad_jax.detectors import Detector, Maps
+from f2pad_jax.data.images import resize_mask
+from f2pad_jax.detectors import Detector, Maps, bound_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
+from f2pad_jax.interest import cells_inside, lowest_outside
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.reducing import Shape, reduce_images, scale_of
 from f2pad_jax.schemas import facts_of, read_facts
@@ -133,6 +135,7 @@ class Model:
       seed: of the fit.
       inpainter: masked autoencoder for the start "autoencoder".
       windowed: whether pictures are segmented in windows of `shape`, not brought to it.
+      roi: what is inspected, bool of any size, which is brought to each picture's; None for all of it.
     """
 
     energy: Energy
@@ -148,6 +151,7 @@ class Model:
     seed: int
     inpainter: Inpainter | None = None
     windowed: bool = False
+    roi: np.ndarray | None = None
 
     @property
     def extractor(self) -> Extractor:
@@ -163,7 +167,13 @@ class Model:
     def threshold(self) -> float:
         """Of the smoothed scores; what lies above it is m⁽⁰⁾."""
         own = self.procedure.threshold
-        return self.limits.threshold(self.procedure.false_alarms) if own is None else own
+        return self.limits.threshold(self.procedure.false_alarms, bound_of(self.detector)) if own is None else own
+
+    @property
+    def certain_threshold(self) -> float:
+        """What the scores of normal pictures exceed ten times more seldom than `threshold`."""
+        own, rarely = self.procedure.threshold, self.procedure.false_alarms / 10
+        return self.limits.threshold(rarely, bound_of(self.detector)) if own is None else own
 
     @property
     def grids(self) -> tuple[Shape, ...]:
@@ -176,6 +186,19 @@ class Model:
         """Side of what the extractor sees as one pixel, in pixels of the picture."""
         return scale_of(self.shape, self.seen)
 
+    @cached_property
+    def inside(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The region of interest in pixels that the extractor sees, (h, w) bool, and of the picture, (H, W) bool."""
+        if self.roi is None:
+            return None
+        return cells_inside(self.roi, self.shape, self.seen), resize_mask(self.roi, self.shape)
+
+    def inspected(self, region: np.ndarray) -> np.ndarray:
+        """The part of a region, (h, w) or (H, W) bool, that is of interest."""
+        if self.inside is None:
+            return region
+        return region & self.inside[0 if region.shape == self.seen else 1]
+
 
 class Sight(NamedTuple):
     """What one pass through the extractor tells of a picture.
@@ -184,7 +207,7 @@ class Sight(NamedTuple):
       image: x, (H, W, 3) float32, ImageNet-normalised.
       seen: D x, what the extractor sees of it, (h, w, 3) float32.
       maps: its features, finest first.
-      scores: the detector's smoothed score map, (h, w) float32.
+      scores: the detector's smoothed score map, (h, w) float32; outside the region of interest its lowest score.
       costs: the summands s_ij of l_n on the detector's grid, (h, w) float32.
     """
 
@@ -250,7 +273,10 @@ def look(model: Model, images: np.ndarray) -> list[Sight]:
     for index, (image, seen) in enumerate(zip(pixels, pixels if small is images else small, strict=True)):
         own = tuple(m[index] for m in maps)
         scores, costs = map(np.asarray, _scores(model.detector, own))
-        sights.append(Sight(image, seen, own, smooth_map(scores, model.seen), costs))
+        scores = smooth_map(scores, model.seen)
+        if model.inside is not None:
+            scores = lowest_outside(scores, model.inside[0])
+        sights.append(Sight(image, seen, own, scores, costs))
     return sights
 
 

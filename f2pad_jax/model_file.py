@@ -109,6 +109,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "mixture": dict(vars(model.energy.mixture)),
         "scales": dict(vars(model.scales)),
     }
+    if model.roi is not None:
+        arrays["roi"] = model.roi.astype(np.uint8)
     facts: dict[str, Any] = {
         "detector": {"name": model.detector.name, **choices},
         "extractor": {
@@ -191,6 +193,9 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
         raise ValueError(f"the extractor sees {facts.seen} of {facts.shape}")
     choices = _choices(detector, facts.detector.model_extra or {})
     check_arrays({name: leaf for name, leaf in arrays.items() if name != "inpainter"}, _wanted(arrays, facts, maps))
+    roi = arrays.get("roi")
+    if roi is not None and not roi.any():
+        raise ValueError("the region of interest is empty")
     scales = Scales(**jax.tree.map(jnp.asarray, arrays["scales"]))
     if not min(map(float, vars(scales).values())) > 0:
         raise ValueError("scales are not positive")
@@ -199,6 +204,7 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
         "shape": facts.shape,
         "seen": facts.seen,
         "windowed": facts.windowed,
+        "roi": None if roi is None else roi != 0,
         "normals": Normals(arrays["normals"], scale_of(facts.shape, facts.seen)),
         "held_out": arrays["held_out"],
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
@@ -215,7 +221,9 @@ def _wanted(arrays: dict[str, Any], facts: ModelFacts, maps: tuple[Shape, ...]) 
     """Shapes and dtypes that the arrays of a model must have; how many pictures and Gaussians is theirs to say."""
     count, pictures = len(arrays["mixture"]["mean"]), (*facts.shape, 3)
     declared = getattr(detector_class(facts.detector.name), "declared", None)  # a class of one's own may have none
+    roi = {"roi": Shape(arrays["roi"].shape[:2], np.uint8)} if "roi" in arrays else {}
     return {
+        **roi,
         "detector": declared(arrays["detector"], maps) if declared else arrays["detector"],
         "normals": Shape((len(arrays["normals"]), *pictures), np.uint8),
         "held_out": Shape((len(arrays["held_out"]), *pictures), np.uint8),

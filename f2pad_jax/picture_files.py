@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from tqdm import tqdm
 
 from f2pad_jax import report
 from f2pad_jax.data.images import read_image, write_png, write_tiff
+from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
 from f2pad_jax.segmentation import Segmentation, group_size, segment
 
-RECORDS = "results.jsonl"
+RECORDS, COCO = "results.jsonl", "coco.json"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
 LONGEST = 220  # bytes of a stem; file systems take names of 255
 
@@ -32,14 +33,16 @@ def segment_files(
     out: Path,
     *,
     made_by: str = "",
-    grow: bool = False,
+    options: Mapping[str, Any] | None = None,
+    pixel_size: float | None = None,
     resume: bool = False,
     on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Segments picture files into an existing folder.
 
     Writes `<stem>_mask.png`, `<stem>_normal.png`, `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and
-    `<stem>_refined.tiff` for each, and adds a line to `results.jsonl` as each is done; at the end the lines are sorted.
+    `<stem>_refined.tiff` for each, and adds a line to `results.jsonl` as each is done; at the end the lines are sorted,
+    and `coco.json` has all defects as a COCO data set.
     Pictures that share a stem are told apart by the names of their folders. Whatever goes wrong with a picture
     loses none of the others.
 
@@ -48,7 +51,8 @@ def segment_files(
       paths: the picture files.
       out: the folder.
       made_by: names the model and the options; goes into each record's `key`, with the bytes of the picture.
-      grow: whether regions grow where n scores high at their border.
+      options: further arguments of `segment`.
+      pixel_size: side of a pixel in micrometres, for the measures of defects.
       resume: whether pictures are passed over that are done already: by their record, its `key` and the files it names.
       on_failure: called with what is wrong with a picture, as soon as it is known.
 
@@ -77,7 +81,7 @@ def segment_files(
                 else:
                     todo.append(place)
             group = [(paths[place], stems[place]) for place in todo]
-            for index, found in _segment_group(model, group, out, grow=grow):
+            for index, found in _segment_group(model, group, out, options or {}, pixel_size):
                 if isinstance(found, InputError):
                     on_failure(found)
                     found = {"status": "failed", "error": str(found)}
@@ -85,6 +89,7 @@ def segment_files(
                 append_line(lines, records[todo[index]])
                 bar.update()
     write_bytes(lines, "".join(map(json_line, records)).encode())
+    write_bytes(out / COCO, json_line(coco(records)).encode())
     return records
 
 
@@ -108,9 +113,10 @@ def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
         return {}
     whole = {}
     for text in texts:
-        with suppress(ValueError, RecursionError):  # a line that was cut off
+        with suppress(ValueError, RecursionError, LookupError, TypeError):  # a line that was cut off or spoiled
             record = json.loads(text)
             if isinstance(record, dict) and record.get("status", "failed") != "failed" and _has_files(record, out):
+                coco([record])
                 whole[str(record.get("image"))] = record
     return whole
 
@@ -147,15 +153,13 @@ def _short(stem: str, path: Path) -> str:
     return f"{raw[: LONGEST - 9].decode('utf-8', 'ignore')}_{digest}"
 
 
-def panel_row(
-    model: Model, label: str, image: np.ndarray, result: Segmentation, truth: np.ndarray | None = None
-) -> report.Row:
+def panel_row(label: str, image: np.ndarray, result: Segmentation, truth: np.ndarray | None = None) -> report.Row:
     """What `report.draw` needs of a result."""
     return report.Row(
         label,
         image,
         result.score_map,
-        model.threshold,
+        result.threshold,
         result.initial_mask,
         result.mask,
         result.normal,
@@ -164,7 +168,11 @@ def panel_row(
 
 
 def _segment_group(
-    model: Model, group: Sequence[tuple[Path, str]], out: Path, *, grow: bool
+    model: Model,
+    group: Sequence[tuple[Path, str]],
+    out: Path,
+    options: Mapping[str, Any],
+    pixel_size: float | None,
 ) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Pictures that are solved together: index in the group, and facts or what is wrong, as each is done."""
     images: dict[int, np.ndarray] = {}
@@ -174,20 +182,20 @@ def _segment_group(
         except Exception as error:
             yield index, _told(error, path)
     try:
-        results = segment(model, list(images.values()), grow=grow) if images else []
+        results = segment(model, list(images.values()), **options) if images else []
     except Exception as error:
         if len(group) == 1:
             yield 0, _told(error, group[0][0])
             return
         # One of them is to blame, or all together were too much: each has its own chance.
         for index in images:
-            for _, found in _segment_group(model, [group[index]], out, grow=grow):
+            for _, found in _segment_group(model, [group[index]], out, options, pixel_size):
                 yield index, found
         return
     for (index, image), result in zip(images.items(), results, strict=True):
         path, stem = group[index]
         try:
-            yield index, _write_result(model, path, image, result, out, stem)
+            yield index, _write_result(model, path, image, result, out, stem, pixel_size)
         except Exception as error:
             yield index, _told(error, path)
 
@@ -200,7 +208,13 @@ def _told(error: Exception, path: Path) -> InputError:
 
 
 def _write_result(
-    model: Model, path: Path, image: np.ndarray, result: Segmentation, out: Path, stem: str
+    model: Model,
+    path: Path,
+    image: np.ndarray,
+    result: Segmentation,
+    out: Path,
+    stem: str,
+    pixel_size: float | None,
 ) -> dict[str, Any]:
     files = {kind: f"{stem}_{kind}.png" for kind in ("mask", "normal", "panel")}
     write_png(out / files["mask"], result.mask)
@@ -208,16 +222,19 @@ def _write_result(
     for kind, values in (("score", result.score_map), ("refined", result.refined_map)):
         files[kind] = f"{stem}_{kind}.tiff"
         write_tiff(out / files[kind], values)
-    write_bytes(out / files["panel"], report.png(report.draw([panel_row(model, path.stem, image, result)])))
+    write_bytes(out / files["panel"], report.png(report.draw([panel_row(path.stem, image, result)])))
     return {
         "status": result.status,
         **files,
+        "size": [*result.mask.shape],
         "worked_at": [*model.shape],
         "area": round(float(result.mask.mean()), 6),
         "backbone_area": round(float(result.initial_mask.mean()), 6),
         "max_score": float(result.score_map.max()),
+        "threshold": float(result.threshold),
         "residual": round(float(result.residual), 4),
         "verdict": result.verdict,
+        "defects": [defect.record(pixel_size) for defect in result.defects],
         "iterations": int(result.iterations),
         "seconds": round(float(result.seconds), 3),
     }

@@ -27,7 +27,8 @@ SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.ndarray:
     """Where n is free, step 3 of Algorithm 1, dilated.
 
-    A picture unlike the training pictures scores high all over; then only its highest pixels count.
+    A picture unlike the training pictures scores high all over; then only its highest pixels count. Outside the region
+    of interest n is not free.
 
     Args:
       model: as fitted or tuned.
@@ -39,10 +40,13 @@ def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.
     """
     procedure, threshold = model.procedure, model.threshold
     low = threshold if procedure.region == "threshold" else min(model.limits.pixel, threshold)
-    free = scores > max(low, float(np.quantile(scores, 1 - procedure.largest)))
+    counting = scores if model.inside is None else scores[model.inside[0]]
+    if not counting.size:
+        return np.zeros(scores.shape, bool)
+    free = scores > max(low, float(np.quantile(counting, 1 - procedure.largest)))
     if not faint:
         free = ndimage.binary_propagation(free & (scores > threshold), mask=free, structure=SQUARE)
-    return ndimage.binary_dilation(free, iterations=procedure.dilation)
+    return model.inspected(ndimage.binary_dilation(free, iterations=procedure.dilation))
 
 
 class Affected(NamedTuple):
@@ -110,7 +114,8 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
       image: x, (H, W, 3) float32, ImageNet-normalised.
       region: bool, (h, w) or (H, W).
     """
-    choice, region = model.procedure.start, resize_mask(region, (image.shape[0], image.shape[1]))
+    choice = model.procedure.start
+    region = model.inspected(resize_mask(region, (image.shape[0], image.shape[1])))
     fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model)
     if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
         return Start(image, fill, filled=False)
@@ -183,7 +188,7 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
       region: bool, (h, w) or (H, W), already dilated.
       start: n⁽⁰⁾ where it is known already; by default that of `begin`.
     """
-    region = resize_mask(region, model.shape)
+    region = model.inspected(resize_mask(region, model.shape))
     start = start or begin(model, sight.image, region)
     # From x, a faint anomaly whose pixels decide together would vanish as a whole.
     shared = model.settings.share_gradient or (model.procedure.sharing and start.filled)

@@ -5,26 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, overload
+from typing import Any, overload
 
 import numpy as np
-from scipy import ndimage
 from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
-from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
-from f2pad_jax.core import Solution, levels_of
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.images import check_images, resize_image, resize_map, resize_mask
-from f2pad_jax.model import Model, Sight, look, smooth_map
-from f2pad_jax.preparing import SQUARE, Plan, Start, locate, plan, plan_estimation
-from f2pad_jax.reducing import scale_of
+from f2pad_jax.defects import Defect, find_defects
+from f2pad_jax.interest import check_roi, lowest_outside
+from f2pad_jax.model import Model, Sight, look
+from f2pad_jax.outcomes import Outcome, read_off, refined_map
+from f2pad_jax.preparing import Plan, Start, locate, plan, plan_estimation
 from f2pad_jax.solving import find_solutions
 
-DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
-NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
-REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
 GROUP = 32  # pictures of at most `USUAL` pixels that are in memory at a time
 USUAL = 2**18
 
@@ -34,11 +30,12 @@ class Segmentation:
     """What `segment` found in one picture; everything at the size of the picture.
 
     Attributes:
-      mask: {a ≠ 0} without dots and enclosed holes, (H, W) bool.
+      mask: {a ≠ 0} without dots and enclosed holes, (H, W) bool; m⁽⁰⁾ where that is empty and the detector is certain.
       normal: the recovered non-defective picture n*, (H, W, 3) uint8; equal to the picture outside the mask.
       anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
       initial_mask: the detector's mask m⁽⁰⁾, (H, W) bool.
-      score_map: the detector's smoothed scores, (H, W) float32.
+      score_map: the detector's smoothed scores, (H, W) float32; outside the region of interest the lowest of them.
+      threshold: of the scores.
       refined_map: the scores, up to twice as high in the mask, (H, W) float32: what it ranks highest has the mask's
         outline.
       residual: the highest s_ij that are left in n, over those of a usual normal picture or a quarter of what they were
@@ -54,6 +51,7 @@ class Segmentation:
     anomaly: np.ndarray
     initial_mask: np.ndarray
     score_map: np.ndarray
+    threshold: float
     refined_map: np.ndarray
     residual: float
     iterations: int
@@ -67,15 +65,41 @@ class Segmentation:
             return "unexplained" if self.initial_mask.any() else "ok"
         return "defect" if self.residual <= 1 else "unexplained"
 
+    @property
+    def defects(self) -> list[Defect]:
+        """The connected pieces of the mask, measured."""
+        image = np.rint(self.normal + 255 * self.anomaly).astype(np.uint8)
+        return find_defects(self.mask, self.score_map, self.anomaly, image)
+
 
 @overload
-def segment(model: Model, images: np.ndarray, *, grow: bool = False, title: str | None = None) -> Any: ...
+def segment(
+    model: Model,
+    images: np.ndarray,
+    *,
+    roi: np.ndarray | None = None,
+    grow: bool = False,
+    smallest_defect: int = 0,
+    title: str | None = None,
+) -> Any: ...
 @overload
 def segment(
-    model: Model, images: Sequence[np.ndarray], *, grow: bool = False, title: str | None = None
+    model: Model,
+    images: Sequence[np.ndarray],
+    *,
+    roi: np.ndarray | None = None,
+    grow: bool = False,
+    smallest_defect: int = 0,
+    title: str | None = None,
 ) -> list[Segmentation]: ...
 def segment(
-    model: Model, images: np.ndarray | Sequence[np.ndarray], *, grow: bool = False, title: str | None = None
+    model: Model,
+    images: np.ndarray | Sequence[np.ndarray],
+    *,
+    roi: np.ndarray | None = None,
+    grow: bool = False,
+    smallest_defect: int = 0,
+    title: str | None = None,
 ) -> Segmentation | list[Segmentation]:
     """Finds the anomaly of a picture of any size, or of each of many; the work is done at the model's shape.
 
@@ -85,14 +109,18 @@ def segment(
     Args:
       model: as fitted or tuned.
       images: uint8 RGB: a picture (H, W, 3), a stack (N, H, W, 3), or a list of pictures of any sizes.
+      roi: what is inspected, (H, W) bool, in place of the model's own region of interest; where a picture has another
+        size it is brought to that by nearest neighbour. Outside nothing is scored or marked.
       grow: whether regions grow where the recovered picture still scores high at their border.
+      smallest_defect: pixels of the picture below which a piece of the mask is left out, and what stands out there
+        does not count.
       title: of a progress bar; none without.
 
     Returns:
       A `Segmentation` of a picture, or a list of them.
 
     Raises:
-      InputError: not such arrays.
+      InputError: not such arrays, or the region of interest is empty.
 
     Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
@@ -102,12 +130,15 @@ def segment(
 
     single = getattr(images, "ndim", 4) != 4
     pictures = [check_images(image, rank=3) for image in ([images] if single else images)]
+    if roi is not None:
+        model = replace(model, roi=check_roi(roi))
     results: list[Segmentation] = []
     if model.windowed:
         for image in tqdm(pictures, desc=title, unit="image", leave=False, disable=None if title else True):
             began = time.perf_counter()
             found = segment_windows(model, image, grow=grow)
-            results.append(replace(found, seconds=time.perf_counter() - began))
+            found = replace(found, seconds=time.perf_counter() - began)
+            results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
         return results[0] if single else results
     count = group_size(model)
     for first in range(0, len(pictures), count):
@@ -116,9 +147,9 @@ def segment(
         alike = np.stack([resize_image(image, model.shape) for image in group])
         solved = segment_alike(model, alike, grow=grow, title=title)
         seconds = (time.perf_counter() - began) / len(group)
-        results += [
-            at_size_of(replace(result, seconds=seconds), image) for result, image in zip(solved, group, strict=True)
-        ]
+        for result, image in zip(solved, group, strict=True):
+            found = at_size_of(replace(result, seconds=seconds), image)
+            results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
     return results[0] if single else results
 
 
@@ -190,7 +221,8 @@ def segment_regions(
             anomaly=anomalies[k],
             initial_mask=scores[k] > model.threshold,
             score_map=scores[k],
-            refined_map=refine(scores[k], outcome.mask),
+            threshold=model.threshold,
+            refined_map=refined_map(scores[k], outcome.mask),
             residual=outcome.residual,
             iterations=outcome.iterations,
             status=outcome.status,
@@ -200,99 +232,10 @@ def segment_regions(
     ]
 
 
-class Outcome(NamedTuple):
-    """What the main solve of one picture has come to.
-
-    Attributes:
-      mask: cleaned, (H, W) bool.
-      residual: see `Segmentation`.
-      iterations: of the solve.
-      status: in words; "normal" where nothing was to be solved.
-    """
-
-    mask: np.ndarray
-    residual: float
-    iterations: int
-    status: str
-
-
 def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Outcome]]:
     """Steps 4 and 5: solves, and reads the masks off a = x − n; index and outcome of each, as they finish."""
     for index, solution in find_solutions(model, plans, title=title):
         yield index, read_off(model, plans[index], solution)
-
-
-def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
-    """The mask of a solve, {a ≠ 0} at the β that is right for each piece of the region, cleaned, and what is left.
-
-    Args:
-      model: as fitted or tuned.
-      chosen: the plan.
-      solution: its solution.
-    """
-    sight, normal = chosen.sight, chosen.box.put(np.asarray(solution.normal), chosen.sight.image)
-    region = resize_mask(chosen.region, model.seen)
-    if model.procedure.sparsity == "levels" and chosen.start.filled:
-        ends, factors = levels_of(chosen.start.filled, chosen.settings)
-        betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
-        found = choose_levels(region, costs, _left_maps(model, chosen, solution), betas, model.limits)
-        lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
-        level, residual = resize_mask(found.level, model.shape), found.residual
-        mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])
-    else:
-        # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
-        (after,) = look(model, normal[None])
-        residual = residual_of(region, sight.scores, after.scores, model.threshold)
-        mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
-    mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
-    return Outcome(mask, residual, int(solution.iterations), solution.message)
-
-
-def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
-    """Smoothed maps of the s_ij of n at the end of each level, (K, h, w); x has the other positions."""
-    present = chosen.affected.present > 0
-    grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)
-    grid[:, chosen.affected.positions[present]] = np.asarray(solution.left)[:, present]
-    return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.seen) for one in grid])
-
-
-def refine(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The refined map, (H, W) float32: evidence from features times evidence from pixels.
-
-    Args:
-      scores: smoothed score map, (H, W).
-      mask: (H, W) bool; its edge is smoothed by one pixel.
-    """
-    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
-
-
-def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:
-    """A mask without what is no defect, as `Procedure.cleaning` says.
-
-    "opening" is the paper's 3 × 3 opening. "whole" removes pieces of at most `DOT` pixels and closes enclosed holes; of
-    the pieces that are left those stay whose highest score reaches `NEAR` of the highest of their piece of the region,
-    and those at a local maximum of the scores: the others are what the detector sees only because a defect is near.
-
-    Args:
-      mask: (H, W) bool.
-      scores: smoothed score map, (h, w) as the extractor sees the picture.
-      region: where n was free, bool of any size.
-      kind: "whole" or "opening".
-    """
-    if kind == "opening":
-        return ndimage.binary_opening(mask, SQUARE)
-    scale = scale_of(mask.shape, scores.shape)
-    scores, region = resize_map(scores, mask.shape), resize_mask(region, mask.shape)
-    dots, reach = round(DOT * scale**2), round(REACH * scale)
-    filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=dots, connectivity=2)), bool)
-    pieces, areas = (np.asarray(label(each, connectivity=2)) for each in (filled, region))
-    around = piece_maxima(scores, areas)[piece_maxima(areas, pieces).astype(int)]
-    near = piece_maxima(scores, pieces) >= NEAR * around
-    summits = region & (scores >= ndimage.maximum_filter(scores, 2 * reach + 1))
-    touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=round(2 * scale)), bool)
-    touched = np.isin(np.arange(len(near)), pieces[touching])
-    stays = near | touched
-    return np.asarray(stays[pieces] & filled)
 
 
 def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
@@ -310,4 +253,41 @@ def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:
         initial_mask=resize_mask(result.initial_mask, shape),
         score_map=resize_map(result.score_map, shape),
         refined_map=resize_map(result.refined_map, shape),
+    )
+
+
+def restrict(
+    result: Segmentation, image: np.ndarray, *, roi: np.ndarray | None = None, smallest: int = 0
+) -> Segmentation:
+    """A result without what does not count: what lies outside the region of interest, and pieces that are too small.
+
+    Pieces of the detector's mask that meet only pieces that are too small go with them, so that what is too small to
+    count leaves a good picture good.
+
+    Args:
+      result: at the size of the picture.
+      image: the picture, uint8 (H, W, 3).
+      roi: region of interest, bool of any size; all of the picture without.
+      smallest: pixels that a piece of the mask has at least.
+    """
+    mask, initial, scores = result.mask, result.initial_mask, result.score_map
+    inside = None if roi is None else resize_mask(roi, mask.shape)
+    if inside is not None:
+        mask, initial, scores = mask & inside, initial & inside, lowest_outside(scores, inside)
+    if smallest > 1:
+        large = remove_small_objects(mask, max_size=smallest - 1, connectivity=2)
+        pieces = np.asarray(label(initial, connectivity=2))
+        initial = initial & ~np.isin(pieces, np.setdiff1d(pieces[mask & ~large], pieces[large]))
+        mask = large
+    if inside is None and (mask == result.mask).all():
+        return result
+    normal, refined = np.where(mask[..., None], result.normal, image), refined_map(scores, mask)
+    return replace(
+        result,
+        mask=mask,
+        normal=normal,
+        anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
+        initial_mask=initial,
+        score_map=scores,
+        refined_map=refined if inside is None else np.where(inside, refined, scores.min()),
     )

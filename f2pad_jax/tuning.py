@@ -39,9 +39,10 @@ def judge(model: Model, images: np.ndarray, masks: np.ndarray) -> Reach:
     """
     cases = []
     for sight, mask in zip(look(model, images), masks, strict=True):
-        place = locate(model, sight)
-        if place.region.any():  # a picture without region scores the same whatever the settings
-            cases.append((sight, *place, mask))
+        place, truth = locate(model, sight), model.inspected(mask)
+        # A picture without region, or without anything to find, scores the same whatever the settings.
+        if place.region.any() and (truth.any() or not mask.any()):
+            cases.append((sight, *place, truth))
 
     def reach(candidates: Sequence[Model], which: slice) -> np.ndarray:
         chosen = cases[which]

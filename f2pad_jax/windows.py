@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from f2pad_jax.boxes import Box
-from f2pad_jax.data.images import read_image
+from f2pad_jax.data.images import read_image, resize_mask
+from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
+from f2pad_jax.outcomes import refined_map
 from f2pad_jax.reducing import Shape
-from f2pad_jax.segmentation import Segmentation, refine, segment_alike
+from f2pad_jax.segmentation import Segmentation, segment_alike
 
 OVERLAP = 0.25  # least share of a window's side that its neighbour has as well
 FITTED = 64  # windows of training pictures that a model is fitted to
@@ -45,25 +47,42 @@ def padded(image: np.ndarray, window: Shape) -> np.ndarray:
     return np.pad(image, [(0, missing[0]), (0, missing[1]), (0, 0)], mode="symmetric") if any(missing) else image
 
 
-def training_windows(paths: Sequence[Path], window: Shape, *, count: int = FITTED, seed: int = 0) -> np.ndarray:
-    """Windows from random places of normal pictures, uint8 (N, h, w, 3); one picture is in memory at a time.
+def training_windows(
+    paths: Sequence[Path], window: Shape, *, roi: np.ndarray | None = None, count: int = FITTED, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Windows from random places of normal pictures; one picture is in memory at a time.
 
     Args:
       paths: the files; each gives as many windows as the others, and at least one.
       window: height and width.
+      roi: region of interest, bool of any size; around its pixels the windows are chosen.
       count: how many in all, or one for each picture.
       seed: of the places.
+
+    Returns:
+      The windows, uint8 (N, h, w, 3), and of each the region of interest, (N, h, w) bool, where there is one.
 
     Raises:
       InputError: a picture cannot be read.
     """
     rng, each = np.random.default_rng(seed), -(-count // len(paths))
-    found = []
+    found, insides = [], []
     for path in paths:
-        image = padded(read_image(path), window)
-        places = rng.integers(0, np.array(image.shape[:2]) - np.array(window) + 1, (each, 2))
+        picture = read_image(path)
+        image = padded(picture, window)
+        most = np.array(image.shape[:2]) - np.array(window)
+        if roi is None:
+            places = rng.integers(0, most + 1, (each, 2))
+        else:
+            inside = np.zeros(image.shape[:2], bool)
+            inside[: picture.shape[0], : picture.shape[1]] = resize_mask(roi, picture.shape[:2])
+            middles = np.argwhere(inside)
+            if not len(middles):
+                raise InputError("the region of interest is lost at the size of this picture", where=path)
+            places = np.clip(rng.choice(middles, each) - np.array(window) // 2, 0, most)
+            insides += [Box(int(top), int(left), *window).cut(inside).copy() for top, left in places]
         found += [Box(int(top), int(left), *window).cut(image).copy() for top, left in places]
-    return np.stack(found)
+    return np.stack(found), np.stack(insides) if insides else None
 
 
 def of_one_window(model: Model, windows: int) -> Model:
@@ -111,12 +130,16 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
     """
     whole = padded(image, model.shape)
     shape = whole.shape[0], whole.shape[1]
-    boxes = windows_of(shape, model.shape)
-    single = of_one_window(model, len(boxes))
+    boxes, inside = windows_of(shape, model.shape), np.zeros(shape, bool)
+    inside[: image.shape[0], : image.shape[1]] = True if model.roi is None else resize_mask(model.roi, image.shape[:2])
+    inspected = [box for box in boxes if box.cut(inside).any()]
+    single = of_one_window(model, max(len(inspected), 1))
     normal, (mask, initial) = whole.copy(), np.zeros((2, *shape), bool)
     scores, weights = np.zeros((2, *shape), np.float32)
     residual, iterations, status = 0.0, 0, 0
-    for box in boxes:
+    for box in inspected:
+        if model.roi is not None:
+            single = replace(single, roi=box.cut(inside))
         (found,) = segment_alike(single, box.cut(whole)[None], grow=grow)
         weight = blend(box)
         box.cut(scores)[:] += weight * found.score_map
@@ -127,7 +150,7 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
             own.cut(target)[:] = inner.cut(values)
         residual, iterations = max(residual, found.residual), iterations + found.iterations
         status = max(status, SEVEREST.index(found.status))
-    scores /= weights
+    np.divide(scores, weights, out=scores, where=weights > 0)  # in place: pictures may be large
     height, width = image.shape[:2]
     mask, normal, scores = mask[:height, :width], normal[:height, :width], scores[:height, :width]
     anomaly = image.astype(np.float32)
@@ -139,7 +162,8 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
         anomaly=anomaly,
         initial_mask=initial[:height, :width],
         score_map=scores,
-        refined_map=refine(scores, mask),
+        threshold=single.threshold,
+        refined_map=refined_map(scores, mask),
         residual=residual,
         iterations=iterations,
         status=SEVEREST[status],

@@ -17,7 +17,7 @@ from f2pad_jax.calibration import (
     piece_maxima,
     residual_of,
 )
-from f2pad_jax.segmentation import NEAR, clean, refine
+from f2pad_jax.outcomes import NEAR, clean, refined_map
 
 SIDE = 40
 BETAS = np.geomspace(0.3, 4.0, 10)
@@ -37,6 +37,19 @@ def test_false_alarms_come_out_as_asked_for() -> None:
     fresh = np.exp(rng.normal(3.0, 0.4, 100_000))
     for asked in (0.1, 0.01):
         assert np.mean(fresh > limits.threshold(asked)) == pytest.approx(asked, rel=0.25)
+
+
+def test_scores_with_a_bound_have_thresholds_below_it() -> None:
+    """Their odds are log-normal; by the scores themselves the threshold would be one that nothing reaches."""
+    rng = np.random.default_rng(0)
+    odds = np.exp(rng.normal(2.5, 0.5, 4000))
+    peaks = odds / (1 + odds / 3)
+    limits = limits_of(_maps(peaks), _maps(np.ones(4000)), bound=3.0)
+    for asked in (0.1, 0.01):
+        assert np.mean(peaks > limits.threshold(asked, bound=3.0)) == pytest.approx(asked, rel=0.35)
+    assert limits_of(_maps(peaks), _maps(np.ones(4000))).threshold(0.01) > 3
+    full = limits_of(_maps(np.full(9, 3.0)), _maps(np.ones(9)), bound=3.0)
+    assert 2.99 < full.threshold(0.01, bound=3.0) <= 3
 
 
 def test_no_single_picture_decides() -> None:
@@ -120,7 +133,7 @@ def test_whole_masks() -> None:
 def test_the_refined_map_ranks_the_mask_first() -> None:
     scores, mask = np.full((SIDE, SIDE), 3.0, np.float32), np.zeros((SIDE, SIDE), bool)
     mask[10:20, 10:20] = True
-    refined = refine(scores, mask)
+    refined = refined_map(scores, mask)
     assert refined.dtype == np.float32
     assert refined[15, 15] == pytest.approx(6.0, rel=1e-3)
     assert refined[30, 30] == pytest.approx(3.0)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.interpolate import RegularGridInterpolator
 
-from f2pad_jax.detectors import cflow_training
+from f2pad_jax.detectors import bound_of, cflow_training
 from f2pad_jax.detectors.cflow import CFlow
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
@@ -175,6 +175,7 @@ def test_the_score_is_the_likelihood_missing_from_the_references(fitted: CFlow) 
         grid = np.stack(np.meshgrid(corners, corners, indexing="ij"), axis=-1)
         wanted += 1 - RegularGridInterpolator((np.arange(side), np.arange(side)), p)(grid)
     np.testing.assert_allclose(fitted.score(one(test)), wanted, atol=1e-4)
+    assert fitted.score(one(test)).max() <= bound_of(fitted) == len(fitted.decoders)
 
 
 def test_strange_features_score_higher(fitted: CFlow) -> None:

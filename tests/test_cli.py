@@ -127,7 +127,7 @@ def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsy
     stems = ["one_same", "two_same"]
     kinds = ["mask.png", "normal.png", "panel.png", "score.tiff", "refined.tiff"]
     assert sorted(path.name for path in (work / "out").iterdir()) == sorted(
-        ["results.jsonl"] + [f"{stem}_{kind}" for stem in stems for kind in kinds]
+        ["coco.json", "results.jsonl"] + [f"{stem}_{kind}" for stem in stems for kind in kinds]
     )
     assert {line.get("verdict") for line in lines} <= {None, "ok", "defect", "unexplained"}
     for stem, image in zip(stems, (wide, picture), strict=True):

@@ -27,6 +27,7 @@ MODEL: Any = SimpleNamespace(
     procedure=Procedure(start="harmonic"),
     tuned_on="synthetic-validation",
     seed=5,
+    roi=None,
 )
 
 
@@ -41,6 +42,7 @@ def _result(seed: int, truth: np.ndarray) -> Segmentation:
         anomaly=empty.astype(np.float32),
         initial_mask=initial,
         score_map=scores,
+        threshold=0.3,
         refined_map=scores + mask,
         residual=0.5,
         iterations=100 + seed,

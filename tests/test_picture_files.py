@@ -34,6 +34,7 @@ def _result(image: np.ndarray) -> Segmentation:
         anomaly=np.zeros(image.shape, np.float32),
         initial_mask=mask,
         score_map=scores,
+        threshold=0.5,
         refined_map=scores,
         residual=0.5,
         iterations=3,
@@ -47,7 +48,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Replaces the solve by one that fails on some pictures; the number of pictures in each call."""
     calls: list[int] = []
 
-    def segment(model: Model, images: Sequence[np.ndarray], *, grow: bool) -> list[Segmentation]:
+    def segment(model: Model, images: Sequence[np.ndarray]) -> list[Segmentation]:
         calls.append(len(images))
         if any(image[0, 0, 0] == BAD for image in images):
             raise ZeroDivisionError("nobody foresaw\nthis")
@@ -92,7 +93,7 @@ def test_odd_names_are_pictures_like_others(tmp_path: Path, solved: list[int]) -
     for path, record in zip(paths, records, strict=True):
         assert all((tmp_path / "out" / record[kind]).is_file() for kind in FILES)
         np.testing.assert_array_equal(read_image(tmp_path / "out" / record["normal"]), read_image(path))
-    assert len(list((tmp_path / "out").iterdir())) == 5 * len(paths) + 1
+    assert len(list((tmp_path / "out").iterdir())) == 5 * len(paths) + 2
 
 
 def test_stems_are_cut_where_no_name_of_a_file_would_fit() -> None:

@@ -29,8 +29,9 @@ from f2pad_jax.fitting import fit, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.outcomes import clean, read_off, refined_map
 from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
-from f2pad_jax.segmentation import Segmentation, clean, read_off, refine, segment, segment_regions
+from f2pad_jax.segmentation import Segmentation, segment, segment_regions
 from f2pad_jax.solving import find_solutions
 
 SIDE = 64
@@ -102,7 +103,7 @@ def test_a_segmentation_holds_together(fitted: Fitted) -> None:
         np.testing.assert_array_equal(result.initial_mask, result.score_map > fitted.model.threshold)
         np.testing.assert_allclose(result.score_map, score_maps(fitted.model, image[None])[0], rtol=1e-5)
         np.testing.assert_array_equal(result.mask, without_dots(result.mask))
-        np.testing.assert_array_equal(result.refined_map, refine(result.score_map, result.mask))
+        np.testing.assert_array_equal(result.refined_map, refined_map(result.score_map, result.mask))
         assert result.verdict == ("defect" if result.residual <= 1 else "unexplained")
         assert 0 < result.iterations <= fitted.model.settings.limit
         assert result.seconds > 0
@@ -465,6 +466,23 @@ def test_pictures_of_any_sizes_may_be_given_together(quick: Callable[[str], tupl
     stacked = segment(model, np.stack([pictures[0], pictures[3]]))
     for one, other in zip(stacked, (alone[0], alone[3]), strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize(("above", "certain"), [(1.9, False), (2.5, True)])
+def test_where_a_solve_leaves_nothing_the_mask_is_that_of_a_certain_detector(
+    quick: Callable[[str], tuple[Model, np.ndarray]], above: float, certain: bool
+) -> None:
+    model, images = quick("padim")
+    (sight,) = look(model, images[:1])
+    limits = replace(model.limits, peak=sight.scores.max() / above, spread=0.25)
+    assert 1.0 < limits.threshold(0.01) / limits.peak < 1.9 < limits.threshold(0.001) / limits.peak < 2.5
+    settings = model.settings.replace(beta0=1e6, first_beta=1e6)  # nothing can pay for that
+    procedure = replace(model.procedure, start="image", threshold=None)
+    result = segment(replace(model, limits=limits, settings=settings, procedure=procedure), images[0])
+    assert result.initial_mask.any()
+    np.testing.assert_array_equal(result.mask, result.initial_mask if certain else np.zeros_like(result.mask))
+    assert result.verdict == "unexplained"
+    assert result.anomaly.any() == certain
 
 
 def test_many_pictures_are_worked_on_in_groups(

@@ -15,8 +15,8 @@ from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import FILLS, Match
 from f2pad_jax.model import Model, Procedure, check_procedure
+from f2pad_jax.outcomes import Outcome
 from f2pad_jax.preparing import Plan, begin
-from f2pad_jax.segmentation import Outcome
 
 IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 REGION = np.ones((8, 8), bool)
@@ -38,7 +38,7 @@ def test_the_start_is_the_fill_where_it_is_trusted(
 ) -> None:
     kinds = []
     procedure = Procedure(start=start, trusted=0.5)
-    model: Any = SimpleNamespace(procedure=procedure)
+    model: Any = SimpleNamespace(procedure=procedure, inspected=lambda region: region)
 
     def named(kind: str) -> Any:
         def fill(image: np.ndarray, region: np.ndarray, material: Any) -> Match:

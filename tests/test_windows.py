@@ -15,7 +15,8 @@ from f2pad_jax.data.images import write_png
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
-from f2pad_jax.segmentation import Segmentation, refine, segment
+from f2pad_jax.outcomes import refined_map
+from f2pad_jax.segmentation import Segmentation, segment
 from f2pad_jax.tuning import tune
 from f2pad_jax.windows import OVERLAP, of_one_window, owned, padded, training_windows, windows_of
 
@@ -52,10 +53,11 @@ def test_training_windows_come_from_all_pictures(tmp_path: Path) -> None:
     for k in range(3):
         paths.append(tmp_path / f"{k}.png")
         write_png(paths[-1], rng.integers(80 * k, 80 * k + 60, (100, 64, 3), dtype=np.uint8))
-    found = training_windows(paths, WINDOW, count=7)
+    found, inside = training_windows(paths, WINDOW, count=7)
+    assert inside is None
     assert found.shape == (9, 64, 64, 3)
     assert (found.max(axis=(1, 2, 3)) // 80).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    np.testing.assert_array_equal(found, training_windows(paths, WINDOW, count=7))
+    np.testing.assert_array_equal(found, training_windows(paths, WINDOW, count=7)[0])
     with pytest.raises(InputError, match="no such file"):
         training_windows([tmp_path / "none.png"], WINDOW)
 
@@ -74,7 +76,7 @@ def test_what_windows_find_is_joined(tiny_model: Model, monkeypatch: pytest.Monk
         return [
             Segmentation(
                 mask=mask, normal=np.where(mask[..., None], np.uint8(7), images[0]), anomaly=np.zeros((64, 64, 3)),
-                initial_mask=scores > 200, score_map=scores, refined_map=scores, residual=0.1 * number,
+                initial_mask=scores > 200, score_map=scores, threshold=200, refined_map=scores, residual=0.1 * number,
                 iterations=number, status=("converged", "iteration limit", "normal")[number % 3], seconds=0.0,
             )
         ]  # fmt: skip
@@ -90,7 +92,7 @@ def test_what_windows_find_is_joined(tiny_model: Model, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(result.normal, np.where(mask[..., None], 7, image))
     np.testing.assert_allclose(result.anomaly, (image.astype(float) - result.normal) / 255, atol=1e-6)
     np.testing.assert_allclose(result.score_map, image[..., 0], rtol=1e-5)
-    np.testing.assert_array_equal(result.refined_map, refine(result.score_map, mask))
+    np.testing.assert_array_equal(result.refined_map, refined_map(result.score_map, mask))
     assert (result.iterations, result.status, result.residual) == (6, "iteration limit", pytest.approx(0.3))
     assert result.seconds > 0
 

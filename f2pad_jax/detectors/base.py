@@ -25,7 +25,8 @@ class Detector(Protocol):
     A class of one's own with these members works everywhere: add it to that table. One that also has a class method
     `declared(arrays, maps)` has the arrays of its model folders checked: from the arrays of `state` and the feature
     maps of a picture, (H_k, W_k, C_k) each, it gives the shapes and dtypes that the arrays must have, as
-    `jax.ShapeDtypeStruct`s; a `ValueError` says what is wrong with their values.
+    `jax.ShapeDtypeStruct`s; a `ValueError` says what is wrong with their values. One whose scores have an
+    upper bound names it by a property `bound`; its threshold then stays below.
 
     Attributes:
       name: as on the command line.
@@ -77,6 +78,11 @@ class Detector(Protocol):
     def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
         """The inverse of `state`."""
         ...
+
+
+def bound_of(detector: Detector) -> float:
+    """What no score of the detector can exceed; infinite where it names nothing."""
+    return float(getattr(detector, "bound", np.inf))
 
 
 def options_of(detector: type[Detector]) -> dict[str, Any]:

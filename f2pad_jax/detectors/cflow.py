@@ -163,6 +163,11 @@ class CFlow(struct.PyTreeNode):
         )
         return cls(made, divided, decoders[0][1].clamp)._with_references(maps)
 
+    @property
+    def bound(self) -> float:
+        """What no score can exceed: each map adds at most 1."""
+        return float(len(self.decoders))
+
     def score(self, maps: Maps) -> jax.Array:
         """CFLOW-AD's score, from 0 (all maps as likely as their references) to the number of maps: (H_1, W_1).
 

@@ -12,8 +12,8 @@ import numpy as np
 from f2pad_jax.core import Energy, Problem, Settings, Solution, Status, init, objective, step
 from f2pad_jax.core.solver import no_info, solution
 from f2pad_jax.model import Model, Sight
+from f2pad_jax.outcomes import read_off
 from f2pad_jax.preparing import begin, build, plan
-from f2pad_jax.segmentation import read_off
 
 _step = jax.jit(step)
 

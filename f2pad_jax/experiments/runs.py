@@ -42,8 +42,9 @@ from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import CURVES, FULL, Outcome, change, shares_scores, solve_variant
 from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.outcomes import refined_map
 from f2pad_jax.output import make_folder, write_bytes
-from f2pad_jax.segmentation import Segmentation, refine
+from f2pad_jax.segmentation import Segmentation
 
 CHUNK = 8  # pictures that are solved together; an interruption loses no more
 FEW = 3  # pictures of the variant "curves"
@@ -280,13 +281,15 @@ def _load(
         scores = file["scores"]
     normal = read_image(folder / f"{stem}_normal.png")
     mask = read_mask(folder / f"{stem}_mask.png")
+    threshold = record.get("threshold", facts["threshold"])  # its own, of a rule for single pictures
     result = Segmentation(
         mask=mask,
         normal=normal,
         anomaly=(category.images[index].astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=scores > record.get("threshold", facts["threshold"]),  # its own, of a rule for single pictures
+        initial_mask=scores > threshold,
         score_map=scores,
-        refined_map=refine(scores, mask),
+        threshold=threshold,
+        refined_map=refined_map(scores, mask),
         residual=record["residual"],
         iterations=record["iterations"],
         status=record["status"],

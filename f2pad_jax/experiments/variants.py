@@ -25,8 +25,9 @@ from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
 from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
+from f2pad_jax.outcomes import clean, refined_map
 from f2pad_jax.preparing import Place, locate, plan
-from f2pad_jax.segmentation import Segmentation, clean, refine, segment_regions
+from f2pad_jax.segmentation import Segmentation, segment_regions
 from f2pad_jax.solving import find_solutions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
@@ -183,7 +184,8 @@ def by_difference(
                 anomaly=anomaly,
                 initial_mask=sight.scores > model.threshold,
                 score_map=sight.scores,
-                refined_map=refine(sight.scores, mask),
+                threshold=model.threshold,
+                refined_map=refined_map(sight.scores, mask),
                 residual=0.0,
                 iterations=iterations[k],
                 status="difference" if k in recovered else "normal",

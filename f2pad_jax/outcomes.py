@@ -1,0 +1,114 @@
+"""What a solve has come to: the mask that is read off it, and the score map that goes with the mask."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from skimage.measure import label
+from skimage.morphology import remove_small_objects
+
+from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
+from f2pad_jax.core import Solution, levels_of
+from f2pad_jax.data.images import resize_map, resize_mask
+from f2pad_jax.model import Model, look, smooth_map
+from f2pad_jax.preparing import SQUARE, Plan
+from f2pad_jax.reducing import scale_of
+
+DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
+NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
+REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
+
+
+class Outcome(NamedTuple):
+    """What the main solve of one picture has come to.
+
+    Attributes:
+      mask: cleaned, (H, W) bool.
+      residual: see `Segmentation`.
+      iterations: of the solve.
+      status: in words; "normal" where nothing was to be solved.
+    """
+
+    mask: np.ndarray
+    residual: float
+    iterations: int
+    status: str
+
+
+def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
+    """The mask of a solve, {a ≠ 0} at the β that is right for each piece of the region, cleaned, and what is left.
+
+    A solve that leaves nothing where the detector is certain has failed: then the mask is the detector's.
+
+    Args:
+      model: as fitted or tuned.
+      chosen: the plan.
+      solution: its solution.
+    """
+    sight, normal = chosen.sight, chosen.box.put(np.asarray(solution.normal), chosen.sight.image)
+    region = resize_mask(chosen.region, model.seen)
+    if model.procedure.sparsity == "levels" and chosen.start.filled:
+        ends, factors = levels_of(chosen.start.filled, chosen.settings)
+        betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
+        found = choose_levels(region, costs, _left_maps(model, chosen, solution), betas, model.limits)
+        lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
+        level, residual = resize_mask(found.level, model.shape), found.residual
+        mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])
+    else:
+        # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
+        (after,) = look(model, normal[None])
+        residual = residual_of(region, sight.scores, after.scores, model.threshold)
+        mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
+    mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
+    if not mask.any() and model.procedure.cleaning == "whole" and sight.scores.max() > model.certain_threshold:
+        mask = resize_map(sight.scores, model.shape) > model.threshold
+    return Outcome(model.inspected(mask), residual, int(solution.iterations), solution.message)
+
+
+def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
+    """Smoothed maps of the s_ij of n at the end of each level, (K, h, w); x has the other positions."""
+    present = chosen.affected.present > 0
+    grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)
+    grid[:, chosen.affected.positions[present]] = np.asarray(solution.left)[:, present]
+    return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.seen) for one in grid])
+
+
+def refined_map(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The refined map, (H, W) float32: evidence from features times evidence from pixels.
+
+    Args:
+      scores: smoothed score map, (H, W).
+      mask: (H, W) bool; its edge is smoothed by one pixel.
+    """
+    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
+
+
+def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:
+    """A mask without what is no defect, as `Procedure.cleaning` says.
+
+    "opening" is the paper's 3 × 3 opening. "whole" removes pieces of at most `DOT` pixels and closes enclosed holes; of
+    the pieces that are left those stay whose highest score reaches `NEAR` of the highest of their piece of the region,
+    and those at a local maximum of the scores: the others are what the detector sees only because a defect is near.
+
+    Args:
+      mask: (H, W) bool.
+      scores: smoothed score map, (h, w) as the extractor sees the picture.
+      region: where n was free, bool of any size.
+      kind: "whole" or "opening".
+    """
+    if kind == "opening":
+        return ndimage.binary_opening(mask, SQUARE)
+    scale = scale_of(mask.shape, scores.shape)
+    scores, region = resize_map(scores, mask.shape), resize_mask(region, mask.shape)
+    dots, reach = round(DOT * scale**2), round(REACH * scale)
+    filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=dots, connectivity=2)), bool)
+    pieces, areas = (np.asarray(label(each, connectivity=2)) for each in (filled, region))
+    around = piece_maxima(scores, areas)[piece_maxima(areas, pieces).astype(int)]
+    near = piece_maxima(scores, pieces) >= NEAR * around
+    summits = region & (scores >= ndimage.maximum_filter(scores, 2 * reach + 1))
+    touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=round(2 * scale)), bool)
+    touched = np.isin(np.arange(len(near)), pieces[touching])
+    stays = near | touched
+    return np.asarray(stays[pieces] & filled)
