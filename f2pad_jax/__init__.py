@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from f2pad_jax.errors import InputError
     from f2pad_jax.evaluation import evaluate
     from f2pad_jax.fitting import fit
+    from f2pad_jax.maps import calibrate, refine
     from f2pad_jax.model import Model, Procedure
     from f2pad_jax.model_file import load_model, save_model
     from f2pad_jax.preparing import prepare
@@ -42,6 +43,7 @@ _HOMES = {
     "errors": "InputError",
     "evaluation": "evaluate",
     "fitting": "fit",
+    "maps": "calibrate refine",
     "model": "Model Procedure",
     "model_file": "load_model save_model",
     "preparing": "prepare",
@@ -64,6 +66,7 @@ __all__ = [
     "Solution",
     "State",
     "Status",
+    "calibrate",
     "evaluate",
     "find_defects",
     "fit",
@@ -73,6 +76,7 @@ __all__ = [
     "objective",
     "penalties",
     "prepare",
+    "refine",
     "save_model",
     "segment",
     "solve",

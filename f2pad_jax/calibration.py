@@ -15,6 +15,8 @@ import numpy as np
 from scipy.stats import median_abs_deviation, norm
 from skimage.measure import label
 
+from f2pad_jax.errors import InputError
+
 PIXELS = 0.005  # share of normal pixels that the region's lower limit lets through
 SPREAD, WEIGHT = 0.25, 4  # spread of log peaks before any is seen, and the number of pictures that it counts for
 GAIN, POWER = 0.4, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
@@ -33,31 +35,33 @@ class Limits:
       spread: standard deviation of the logarithms of these, or of their `odds` where scores have a bound.
       pixel: score that a share of `PIXELS` of all their pixels exceeds.
       cost: median of the pictures' highest s_ij.
+      bound: what no score can exceed; None without.
     """
 
     peak: float
     spread: float
     pixel: float
     cost: float
+    bound: float | None = None
 
-    def threshold(self, false_alarms: float, bound: float = np.inf) -> float:
+    def threshold(self, false_alarms: float) -> float:
         """The score that the peaks of a share of normal pictures exceed, `false_alarms` in (0, 1)."""
-        odds = odds_of(self.peak, bound) * np.exp(norm.isf(false_alarms) * self.spread)
-        return float(odds / (1 + odds / bound))
+        odds = odds_of(self.peak, self.bound) * np.exp(norm.isf(false_alarms) * self.spread)
+        return float(odds if self.bound is None else odds / (1 + odds / self.bound))
 
 
-def odds_of(scores: Any, bound: float) -> Any:
+def odds_of(scores: Any, bound: float | None) -> Any:
     """Scores in [0, bound) on a scale without one, s / (1 − s / bound): near a bound small differences mean much."""
-    return scores / (1 - np.minimum(scores / bound, 1 - 1e-6))
+    return scores if bound is None else scores / (1 - np.minimum(scores / bound, 1 - 1e-6))
 
 
-def limits_of(scores: Maps, costs: Maps, bound: float = np.inf) -> Limits:
+def limits_of(scores: Maps, costs: Maps, *, bound: float | None = None) -> Limits:
     """The limits by normal pictures that the detector has not seen.
 
     Args:
       scores: smoothed score maps of N ≥ 1 pictures, of any shape, such as (S, S).
       costs: smoothed maps of the summands s_ij of l_n, one a picture.
-      bound: that no score can exceed.
+      bound: as `Limits` has it.
     """
     peaks = np.maximum([values.max() for values in scores], 1e-12)
     own = float(median_abs_deviation(np.log(odds_of(peaks, bound)))) / float(norm.ppf(0.75))
@@ -68,7 +72,46 @@ def limits_of(scores: Maps, costs: Maps, bound: float = np.inf) -> Limits:
         spread=float(spread),
         pixel=float(np.quantile(np.concatenate([values.ravel() for values in scores]), 1 - PIXELS)),
         cost=float(np.median([values.max() for values in costs])),
+        bound=bound,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """What another detector's smoothed maps of normal pictures reach, in its own units.
+
+    Attributes:
+      zero: median of all their pixels, from which scores count.
+      peak: as `Limits` has it, of scores minus `zero`.
+      spread: as `Limits` has it, of scores minus `zero`.
+      pixel: as `Limits` has it, of scores minus `zero`.
+    """
+
+    zero: float
+    peak: float
+    spread: float
+    pixel: float
+
+    def limits(self, cost: float) -> Limits:
+        """The limits of maps minus `zero`, beside a model's own cost."""
+        return Limits(peak=self.peak, spread=self.spread, pixel=self.pixel, cost=cost)
+
+
+def units_of(maps: Maps) -> Units:
+    """The units of another detector's maps, by those of normal pictures that it was not trained on.
+
+    Args:
+      maps: smoothed score maps, of any shape.
+
+    Raises:
+      InputError: they hold hardly anything but one value, as masks of normal pictures do.
+    """
+    zero = float(np.median(np.concatenate([values.ravel() for values in maps])))
+    above = [values - zero for values in maps]
+    if not np.median([values.max() for values in above]) > 0:
+        raise InputError("the score maps of normal pictures hold one value", hint="give scores, not masks")
+    limits = limits_of(above, above)
+    return Units(zero=zero, peak=limits.peak, spread=limits.spread, pixel=limits.pixel)
 
 
 class Levels(NamedTuple):

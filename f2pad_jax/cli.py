@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     def roi(to: argparse.ArgumentParser, text: str) -> None:
         to.add_argument("--roi", type=Path, metavar="MASK", help=f"picture that is white where to inspect; {text}")
 
+    def maps(to: argparse.ArgumentParser, text: str) -> None:
+        to.add_argument("--maps", type=Path, metavar="FOLDER", help=f"score maps {text}; .npy, .npz, TIFF or PNG")
+
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
@@ -162,6 +165,7 @@ def parser() -> argparse.ArgumentParser:
         help="share of normal pictures that may be taken for defective, which sets the threshold (0.01)",
     )
     roi(fit, "thresholds are those inside")
+    maps(fit, "of normal pictures that another detector was not trained on, to refine its maps with segment --maps")
     fit.add_argument("--paper", action="store_true", help="the paper's choices where the defaults are others; slower")
     fit.add_argument(
         "--option",
@@ -208,6 +212,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--threshold", type=_finite, metavar="T", help="score from which a picture is defective (the model's own)"
     )
+    maps(segment, "of another detector, named as the pictures are, in place of the model's own scores")
     roi(segment, "in place of the model's own")
     segment.add_argument(
         "--grow", action="store_true", help="let regions grow where the recovered picture still scores high; slower"

@@ -23,6 +23,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.interest import digest_of, read_roi
+from f2pad_jax.maps import calibrate, check_units, list_maps, read_map
 from f2pad_jax.model import Model, Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
@@ -120,6 +121,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (arguments.size, arguments.size)
+    normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
+    if normal_maps and arguments.windows is not None:
+        raise InputError("--windows does not go with --maps", hint="leave one of them out")
     if arguments.windows is not None:
         images, inside = training_windows(paths, shape, roi=roi, seed=arguments.seed)
     else:
@@ -139,6 +143,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
         inpainter=inpainter,
         roi=inside,
     )
+    if normal_maps:
+        model = calibrate(model, normal_maps)
     save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
@@ -191,8 +197,15 @@ def run_segment(arguments: argparse.Namespace) -> int:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     if arguments.roi is not None:
         model = replace(model, roi=read_roi(arguments.roi))
+    options = {"smallest_defect": arguments.smallest_defect}
+    if arguments.maps is None:
+        options["grow"] = arguments.grow
+    elif arguments.grow:
+        raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
+    else:
+        check_units(model)
+    maps = None if arguments.maps is None else list_maps(arguments.maps)
     out = _results_folder(arguments.out)
-    options = {"grow": arguments.grow, "smallest_defect": arguments.smallest_defect}
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])
     with owned(out):
@@ -201,6 +214,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
             paths,
             out,
             made_by=made_by,
+            maps=maps,
             options=options,
             pixel_size=arguments.pixel_size,
             resume=arguments.resume,

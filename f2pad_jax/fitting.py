@@ -184,7 +184,7 @@ def fit(
     if parts is not None:
         inside = [cells_inside(parts[k], shape, seen) for k in order[:kept]]
         scores, costs = ([values[met] for values, met in zip(maps, inside, strict=True)] for maps in (scores, costs))
-    return replace(model, limits=limits_of(scores, costs, bound_of(fitted)), roi=shared)
+    return replace(model, limits=limits_of(scores, costs, bound=bound_of(fitted)), roi=shared)
 
 
 def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:

@@ -12,11 +12,11 @@ from pydantic import Field
 from scipy import ndimage
 from tqdm import tqdm
 
-from f2pad_jax.calibration import Limits
+from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.core import Energy, Scales, Settings
 from f2pad_jax.core.pixels import normalize
-from f2pad_jax.data.images import resize_mask
-from f2pad_jax.detectors import Detector, Maps, bound_of
+from f2pad_jax.data.images import resize_map, resize_mask
+from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, lowest_outside
@@ -26,6 +26,7 @@ from f2pad_jax.schemas import facts_of, read_facts
 
 BATCH = 8  # pictures whose features are computed together on an accelerator, where there are more than one
 SMOOTHING = 4.0  # σ of the Gaussian that smooths score maps, in pixels that the extractor sees (PaDiM, PatchCore)
+FOREIGN_SMOOTHING = 2.0  # of other detectors' maps, most of which are smooth already
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,7 @@ class Model:
       inpainter: masked autoencoder for the start "autoencoder".
       windowed: whether pictures are segmented in windows of `shape`, not brought to it.
       roi: what is inspected, bool of any size, which is brought to each picture's; None for all of it.
+      units: of another detector's score maps, for `refine`; None where it was not calibrated with them.
     """
 
     energy: Energy
@@ -152,6 +154,7 @@ class Model:
     inpainter: Inpainter | None = None
     windowed: bool = False
     roi: np.ndarray | None = None
+    units: Units | None = None
 
     @property
     def extractor(self) -> Extractor:
@@ -166,14 +169,12 @@ class Model:
     @property
     def threshold(self) -> float:
         """Of the smoothed scores; what lies above it is m⁽⁰⁾."""
-        own = self.procedure.threshold
-        return self.limits.threshold(self.procedure.false_alarms, bound_of(self.detector)) if own is None else own
+        return self.threshold_in(self.limits)
 
-    @property
-    def certain_threshold(self) -> float:
-        """What the scores of normal pictures exceed ten times more seldom than `threshold`."""
-        own, rarely = self.procedure.threshold, self.procedure.false_alarms / 10
-        return self.limits.threshold(rarely, bound_of(self.detector)) if own is None else own
+    def threshold_in(self, limits: Limits, *, share: float = 1.0) -> float:
+        """The threshold of scores of which normal pictures have these limits, for a share of the false alarms."""
+        own = self.procedure.threshold
+        return limits.threshold(self.procedure.false_alarms * share) if own is None else own
 
     @property
     def grids(self) -> tuple[Shape, ...]:
@@ -209,6 +210,8 @@ class Sight(NamedTuple):
       maps: its features, finest first.
       scores: the detector's smoothed score map, (h, w) float32; outside the region of interest its lowest score.
       costs: the summands s_ij of l_n on the detector's grid, (h, w) float32.
+      limits: of `scores` in normal pictures, which tell their units.
+      foreign: whether `scores` are another detector's.
     """
 
     image: np.ndarray
@@ -216,6 +219,8 @@ class Sight(NamedTuple):
     maps: Maps
     scores: np.ndarray
     costs: np.ndarray
+    limits: Limits
+    foreign: bool = False
 
 
 @jax.jit
@@ -276,10 +281,30 @@ def look(model: Model, images: np.ndarray) -> list[Sight]:
         scores = smooth_map(scores, model.seen)
         if model.inside is not None:
             scores = lowest_outside(scores, model.inside[0])
-        sights.append(Sight(image, seen, own, scores, costs))
+        sights.append(Sight(image, seen, own, scores, costs, model.limits))
     return sights
 
 
 def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
     """The detector's smoothed score maps of pictures (N, H, W, 3), as for `features`: (N, h, w) float32."""
     return np.stack([sight.scores for sight in look(model, images)])
+
+
+def foreign_scores(values: np.ndarray, seen: Shape) -> np.ndarray:
+    """Another detector's score map (H, W) in what the extractor sees, (h, w), smoothed, in the units that it has."""
+    return ndimage.gaussian_filter(resize_map(values, seen), FOREIGN_SMOOTHING)
+
+
+def with_map(model: Model, sight: Sight, values: np.ndarray) -> Sight:
+    """A picture as another detector scores it.
+
+    Args:
+      model: with the units of these scores.
+      sight: of `look`.
+      values: the score map, of any size.
+    """
+    assert model.units is not None
+    scores = foreign_scores(values, model.seen) - np.float32(model.units.zero)
+    if model.inside is not None:
+        scores = lowest_outside(scores, model.inside[0])
+    return sight._replace(scores=scores, limits=model.units.limits(model.limits.cost), foreign=True)

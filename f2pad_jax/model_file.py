@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from f2pad_jax.calibration import Limits
+from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.checkpoint import check_arrays, load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.detectors import Detector, detector_class
@@ -74,7 +74,8 @@ SettingsFacts = facts_of(
     patience=Field(ge=1, le=10**6),
     levels=Field(ge=1, le=1000),
 )
-LimitsFacts = facts_of(Limits, peak=Field(ge=0), spread=Field(ge=0), cost=Field(ge=0))
+UnitsFacts = facts_of(Units, peak=Field(ge=0), spread=Field(ge=0))
+LimitsFacts = facts_of(Limits, peak=Field(ge=0), spread=Field(ge=0), cost=Field(ge=0), bound=Field(gt=0))
 
 
 class ModelFacts(Facts):
@@ -93,6 +94,7 @@ class ModelFacts(Facts):
     tuned_on: Literal["default", "synthetic-validation", "oracle"]
     seed: Seed
     inpainter: InpainterFacts | None = None
+    units: UnitsFacts | None = None  # pyright: ignore[reportInvalidTypeForm]
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -127,6 +129,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "tuned_on": model.tuned_on,
         "seed": model.seed,
     }
+    if model.units is not None:
+        facts["units"] = asdict(model.units)
     if (inpainter := model.inpainter) is not None:
         facts["inpainter"] = {"name": inpainter.name, "sha256": inpainter.digest}
         if inpainter.name == OWN:
@@ -210,6 +214,7 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
         "mixture": PixelMixture(**jax.tree.map(jnp.asarray, arrays["mixture"])),
         "scales": scales,
         "limits": Limits(**facts.limits.model_dump()),
+        "units": None if facts.units is None else Units(**facts.units.model_dump()),
         "settings": Settings(**facts.settings.model_dump()),
         "procedure": Procedure(**facts.procedure.model_dump()),
         "tuned_on": facts.tuned_on,

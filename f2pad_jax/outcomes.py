@@ -18,6 +18,7 @@ from f2pad_jax.reducing import scale_of
 
 DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
+CERTAIN = 0.1  # of the false alarms: the rate at which a detector is certain
 REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
 
 
@@ -59,11 +60,16 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     else:
         # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
         (after,) = look(model, normal[None])
-        residual = residual_of(region, sight.scores, after.scores, model.threshold)
+        before, threshold = sight, model.threshold
+        if sight.foreign:  # another detector cannot tell what it makes of n
+            (before,) = look(model, sight.image[None])
+            threshold = model.limits.threshold(model.procedure.false_alarms)
+        residual = residual_of(region, before.scores, after.scores, threshold)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
-    if not mask.any() and model.procedure.cleaning == "whole" and sight.scores.max() > model.certain_threshold:
-        mask = resize_map(sight.scores, model.shape) > model.threshold
+    certain = model.threshold_in(sight.limits, share=CERTAIN)
+    if not mask.any() and model.procedure.cleaning == "whole" and sight.scores.max() > certain:
+        mask = resize_map(sight.scores, model.shape) > model.threshold_in(sight.limits)
     return Outcome(model.inspected(mask), residual, int(solution.iterations), solution.message)
 
 

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -18,6 +18,7 @@ from f2pad_jax import report
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
+from f2pad_jax.maps import map_of, read_map, refine
 from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
 from f2pad_jax.segmentation import Segmentation, group_size, segment
@@ -33,6 +34,7 @@ def segment_files(
     out: Path,
     *,
     made_by: str = "",
+    maps: Mapping[str, Path] | None = None,
     options: Mapping[str, Any] | None = None,
     pixel_size: float | None = None,
     resume: bool = False,
@@ -51,7 +53,8 @@ def segment_files(
       paths: the picture files.
       out: the folder.
       made_by: names the model and the options; goes into each record's `key`, with the bytes of the picture.
-      options: further arguments of `segment`.
+      maps: another detector's score maps by the stems of their pictures, in place of the model's own scores.
+      options: further arguments of `segment`, or of `refine` where there are maps.
       pixel_size: side of a pixel in micrometres, for the measures of defects.
       resume: whether pictures are passed over that are done already: by their record, its `key` and the files it names.
       on_failure: called with what is wrong with a picture, as soon as it is known.
@@ -68,12 +71,13 @@ def segment_files(
     earlier = _whole_records(out) if resume else {}
     records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
+    job = _Job(model, out, maps, options or {}, pixel_size)
     with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
         count = group_size(model)
         for first in range(0, len(paths), count):
             todo = []
             for place in range(first, min(first + count, len(paths))):
-                key, kept = _key(paths[place], made_by), earlier.get(str(paths[place]), {})
+                key, kept = _key(paths[place], made_by, maps), earlier.get(str(paths[place]), {})
                 records[place]["key"] = key
                 if key and (kept.get("key"), kept.get("mask")) == (key, f"{stems[place]}_mask.png"):
                     records[place] = kept
@@ -81,7 +85,7 @@ def segment_files(
                 else:
                     todo.append(place)
             group = [(paths[place], stems[place]) for place in todo]
-            for index, found in _segment_group(model, group, out, options or {}, pixel_size):
+            for index, found in _segment_group(job, group):
                 if isinstance(found, InputError):
                     on_failure(found)
                     found = {"status": "failed", "error": str(found)}
@@ -93,16 +97,22 @@ def segment_files(
     return records
 
 
-def _key(path: Path, made_by: str) -> str:
-    """What a result is a function of, in 16 digits: model, options and picture; empty where that cannot be read."""
+def _key(path: Path, made_by: str, maps: Mapping[str, Path] | None) -> str:
+    """What a result is a function of, in 16 digits: model, options, picture and map; empty where one cannot be read."""
+    own = [] if maps is None else [maps[path.stem]] if path.stem in maps else [Path()]
+    digests = [_digest(file) for file in (path, *own)]
+    return hashlib.sha256(" ".join([made_by, *digests]).encode()).hexdigest()[:16] if all(digests) else ""
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file; empty where it cannot be read."""
     try:
         if not path.is_file():  # a pipe would be waited for
             return ""
         with path.open("rb") as file:
-            picture = hashlib.file_digest(file, "sha256").hexdigest()
+            return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
-    return hashlib.sha256(f"{made_by} {picture}".encode()).hexdigest()[:16]
 
 
 def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
@@ -167,35 +177,47 @@ def panel_row(label: str, image: np.ndarray, result: Segmentation, truth: np.nda
     )
 
 
-def _segment_group(
-    model: Model,
-    group: Sequence[tuple[Path, str]],
-    out: Path,
-    options: Mapping[str, Any],
-    pixel_size: float | None,
-) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
+class _Job(NamedTuple):
+    """What all pictures share; see `segment_files`."""
+
+    model: Model
+    out: Path
+    maps: Mapping[str, Path] | None
+    options: Mapping[str, Any]
+    pixel_size: float | None
+
+
+def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
     """Pictures that are solved together: index in the group, and facts or what is wrong, as each is done."""
     images: dict[int, np.ndarray] = {}
+    score_maps: list[np.ndarray] = []
     for index, (path, _) in enumerate(group):
         try:
-            images[index] = read_image(path)
+            image = read_image(path)
+            if job.maps is not None:
+                score_maps.append(read_map(map_of(job.maps, path)))
+            images[index] = image
         except Exception as error:
             yield index, _told(error, path)
+    pictures = list(images.values())
     try:
-        results = segment(model, list(images.values()), **options) if images else []
+        if job.maps is None:
+            results = segment(job.model, pictures, **job.options) if images else []
+        else:
+            results = refine(job.model, pictures, score_maps, **job.options)
     except Exception as error:
         if len(group) == 1:
             yield 0, _told(error, group[0][0])
             return
         # One of them is to blame, or all together were too much: each has its own chance.
         for index in images:
-            for _, found in _segment_group(model, [group[index]], out, options, pixel_size):
+            for _, found in _segment_group(job, [group[index]]):
                 yield index, found
         return
     for (index, image), result in zip(images.items(), results, strict=True):
         path, stem = group[index]
         try:
-            yield index, _write_result(model, path, image, result, out, stem, pixel_size)
+            yield index, _write_result(job, path, image, result, stem)
         except Exception as error:
             yield index, _told(error, path)
 
@@ -207,15 +229,8 @@ def _told(error: Exception, path: Path) -> InputError:
     return InputError(f"failed ({type(error).__name__}: {error})", where=path)
 
 
-def _write_result(
-    model: Model,
-    path: Path,
-    image: np.ndarray,
-    result: Segmentation,
-    out: Path,
-    stem: str,
-    pixel_size: float | None,
-) -> dict[str, Any]:
+def _write_result(job: _Job, path: Path, image: np.ndarray, result: Segmentation, stem: str) -> dict[str, Any]:
+    out = job.out
     files = {kind: f"{stem}_{kind}.png" for kind in ("mask", "normal", "panel")}
     write_png(out / files["mask"], result.mask)
     write_png(out / files["normal"], result.normal)
@@ -227,14 +242,14 @@ def _write_result(
         "status": result.status,
         **files,
         "size": [*result.mask.shape],
-        "worked_at": [*model.shape],
+        "worked_at": [*job.model.shape],
         "area": round(float(result.mask.mean()), 6),
         "backbone_area": round(float(result.initial_mask.mean()), 6),
         "max_score": float(result.score_map.max()),
         "threshold": float(result.threshold),
         "residual": round(float(result.residual), 4),
         "verdict": result.verdict,
-        "defects": [defect.record(pixel_size) for defect in result.defects],
+        "defects": [defect.record(job.pixel_size) for defect in result.defects],
         "iterations": int(result.iterations),
         "seconds": round(float(result.seconds), 3),
     }

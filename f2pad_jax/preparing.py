@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from f2pad_jax.boxes import Box, enclosing
+from f2pad_jax.calibration import Limits
 from f2pad_jax.core import Problem, Reduction, Settings, reduce, sharing_weights
 from f2pad_jax.data.images import check_images, resize_image, resize_mask
 from f2pad_jax.detectors import Detector, Maps
@@ -24,7 +25,7 @@ BORDER = 2  # pixels around the region that are in its box
 SQUARE = np.ones((3, 3), bool)  # a pixel or cell and its neighbours
 
 
-def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.ndarray:
+def find_region(model: Model, scores: np.ndarray, *, faint: bool = False, limits: Limits | None = None) -> np.ndarray:
     """Where n is free, step 3 of Algorithm 1, dilated.
 
     A picture unlike the training pictures scores high all over; then only its highest pixels count. Outside the region
@@ -34,12 +35,14 @@ def find_region(model: Model, scores: np.ndarray, *, faint: bool = False) -> np.
       model: as fitted or tuned.
       scores: smoothed score map, (h, w).
       faint: whether pieces that stay below the threshold count as well.
+      limits: of such scores in normal pictures; by default the model's own.
 
     Returns:
       (h, w) bool; nothing where no score reaches the threshold.
     """
-    procedure, threshold = model.procedure, model.threshold
-    low = threshold if procedure.region == "threshold" else min(model.limits.pixel, threshold)
+    procedure, limits = model.procedure, limits or model.limits
+    threshold = model.threshold_in(limits)
+    low = threshold if procedure.region == "threshold" else min(limits.pixel, threshold)
     counting = scores if model.inside is None else scores[model.inside[0]]
     if not counting.size:
         return np.zeros(scores.shape, bool)
@@ -145,8 +148,9 @@ def locate(model: Model, sight: Sight) -> Place:
       model: as fitted or tuned.
       sight: the picture.
     """
-    region = find_region(model, sight.scores)
-    wide = find_region(model, sight.scores, faint=True) if model.procedure.threshold is None else region
+    region, wide = (find_region(model, sight.scores, faint=faint, limits=sight.limits) for faint in (False, True))
+    if model.procedure.threshold is not None:
+        wide = region
     start = begin(model, sight.image, wide) if wide.any() else None
     if start is None or not start.filled:
         return Place(wide, start)
@@ -195,7 +199,7 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
     sparsity = np.ones(region.shape, np.float32)
     settings = model.settings
     if model.procedure.sparsity == "area":
-        sparsity = sparsity / max(int((sight.scores > model.threshold).sum()), 1)
+        sparsity = sparsity / max(int((sight.scores > model.threshold_in(sight.limits)).sum()), 1)
     if model.procedure.sparsity != "levels":
         settings = settings.replace(first_beta=settings.beta0)
     return _plan(model, sight, region, start, sparsity, shared, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -140,17 +140,40 @@ def segment(
             found = replace(found, seconds=time.perf_counter() - began)
             results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
         return results[0] if single else results
-    count = group_size(model)
+    results = in_groups(
+        model,
+        pictures,
+        lambda alike, _: segment_alike(model, alike, grow=grow, title=title),
+        smallest_defect=smallest_defect,
+    )
+    return results[0] if single else results
+
+
+def in_groups(
+    model: Model,
+    pictures: Sequence[np.ndarray],
+    solve: Callable[[np.ndarray, slice], list[Segmentation]],
+    *,
+    smallest_defect: int,
+) -> list[Segmentation]:
+    """Results at the sizes of the pictures, of which as many as memory allows are solved together.
+
+    Args:
+      model: of whole pictures.
+      pictures: uint8 RGB (H, W, 3), of any sizes.
+      solve: of pictures brought to the model's shape, (N, H, W, 3), and of which of all pictures these are.
+      smallest_defect: as for `segment`.
+    """
+    results, count = [], group_size(model)
     for first in range(0, len(pictures), count):
-        group = pictures[first : first + count]
+        which = slice(first, first + count)
         began = time.perf_counter()
-        alike = np.stack([resize_image(image, model.shape) for image in group])
-        solved = segment_alike(model, alike, grow=grow, title=title)
-        seconds = (time.perf_counter() - began) / len(group)
-        for result, image in zip(solved, group, strict=True):
+        solved = solve(np.stack([resize_image(image, model.shape) for image in pictures[which]]), which)
+        seconds = (time.perf_counter() - began) / len(solved)
+        for result, image in zip(solved, pictures[which], strict=True):
             found = at_size_of(replace(result, seconds=seconds), image)
             results.append(restrict(found, image, roi=model.roi, smallest=smallest_defect))
-    return results[0] if single else results
+    return results
 
 
 def group_size(model: Model) -> int:
@@ -170,7 +193,9 @@ def segment_alike(
     places = [locate(model, sight) for sight in sights]
     regions, starts = [place.region for place in places], [place.start for place in places]
     results = segment_regions(model, images, sights, regions, starts=starts, title=title)
-    return [growth.result for growth in let_grow(model, images, sights, regions, results)] if grow else results
+    if not grow:
+        return results
+    return [growth.result for growth in let_grow(model, images, sights, regions, results)]
 
 
 def segment_regions(
@@ -212,6 +237,7 @@ def segment_regions(
         normals[k] = np.where(outcomes[k].mask[..., None], recovered, images[k])
 
     scores = [resize_map(sight.scores, model.shape) for sight in sights]
+    thresholds = [model.threshold_in(sight.limits) for sight in sights]
     anomalies = (images.astype(np.float32) - normals.astype(np.float32)) / 255
     seconds = (time.perf_counter() - began) / max(len(images), 1)
     return [
@@ -219,9 +245,9 @@ def segment_regions(
             mask=outcome.mask,
             normal=normals[k],
             anomaly=anomalies[k],
-            initial_mask=scores[k] > model.threshold,
+            initial_mask=scores[k] > thresholds[k],
             score_map=scores[k],
-            threshold=model.threshold,
+            threshold=thresholds[k],
             refined_map=refined_map(scores[k], outcome.mask),
             residual=outcome.residual,
             iterations=outcome.iterations,

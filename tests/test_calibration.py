@@ -46,10 +46,10 @@ def test_scores_with_a_bound_have_thresholds_below_it() -> None:
     peaks = odds / (1 + odds / 3)
     limits = limits_of(_maps(peaks), _maps(np.ones(4000)), bound=3.0)
     for asked in (0.1, 0.01):
-        assert np.mean(peaks > limits.threshold(asked, bound=3.0)) == pytest.approx(asked, rel=0.35)
+        assert np.mean(peaks > limits.threshold(asked)) == pytest.approx(asked, rel=0.35)
     assert limits_of(_maps(peaks), _maps(np.ones(4000))).threshold(0.01) > 3
     full = limits_of(_maps(np.full(9, 3.0)), _maps(np.ones(9)), bound=3.0)
-    assert 2.99 < full.threshold(0.01, bound=3.0) <= 3
+    assert 2.99 < full.threshold(0.01) <= 3
 
 
 def test_no_single_picture_decides() -> None:

@@ -175,7 +175,7 @@ def test_the_score_is_the_likelihood_missing_from_the_references(fitted: CFlow) 
         grid = np.stack(np.meshgrid(corners, corners, indexing="ij"), axis=-1)
         wanted += 1 - RegularGridInterpolator((np.arange(side), np.arange(side)), p)(grid)
     np.testing.assert_allclose(fitted.score(one(test)), wanted, atol=1e-4)
-    assert fitted.score(one(test)).max() <= bound_of(fitted) == len(fitted.decoders)
+    assert float(fitted.score(one(test)).max()) <= fitted.bound == bound_of(fitted) == len(fitted.decoders)
 
 
 def test_strange_features_score_higher(fitted: CFlow) -> None:

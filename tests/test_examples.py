@@ -45,7 +45,14 @@ def clean_table() -> Iterator[None]:
 
 def test_scripts_are_there_and_short() -> None:
     names = {path.stem for path in SCRIPTS}
-    assert names == {"batch_pictures", "own_detector", "own_penalty", "own_stopping_rule", "sweep_beta"}
+    assert names == {
+        "batch_pictures",
+        "own_detector",
+        "own_penalty",
+        "own_stopping_rule",
+        "refine_any_map",
+        "sweep_beta",
+    }
     assert max(len(path.read_text("utf-8").splitlines()) for path in SCRIPTS) <= LONGEST
 
 
@@ -110,3 +117,12 @@ def test_own_detector() -> None:
     result, truth = made["result"], made["truth"]
     assert iou(result.mask, truth) > 0.9
     assert iou(result.mask, truth) > iou(result.initial_mask, truth)
+
+
+def test_refine_any_map(capsys: pytest.CaptureFixture[str]) -> None:
+    made = run("refine_any_map")
+    printed = capsys.readouterr().out.splitlines()
+    assert len(printed) == len(made["cases"])
+    for line in printed:
+        before, after = (float(part.split(" ")[0].rstrip(",")) for part in line.split("IoU = ")[1].split("refined: "))
+        assert after > 0.9 > before

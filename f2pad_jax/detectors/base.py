@@ -80,9 +80,9 @@ class Detector(Protocol):
         ...
 
 
-def bound_of(detector: Detector) -> float:
-    """What no score of the detector can exceed; infinite where it names nothing."""
-    return float(getattr(detector, "bound", np.inf))
+def bound_of(detector: Detector) -> float | None:
+    """What no score of the detector can exceed; None where it names nothing."""
+    return getattr(detector, "bound", None)
 
 
 def options_of(detector: type[Detector]) -> dict[str, Any]:

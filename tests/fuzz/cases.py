@@ -221,7 +221,7 @@ def model_facts() -> dict[str, Any]:
         "shape": [SIZE, SIZE],
         "seen": [SIZE, SIZE],
         "windowed": False,
-        "limits": {"peak": 0.1, "spread": 0.25, "pixel": 0.05, "cost": 1.5},
+        "limits": {"peak": 0.1, "spread": 0.25, "pixel": 0.05, "cost": 1.5, "bound": 3.0},
         "settings": vars(Settings()),
         "procedure": vars(Procedure(threshold=0.5)),
         "tuned_on": "default",
@@ -243,13 +243,13 @@ def model_arrays() -> dict[str, Any]:
     }
 
 
-POSITIVE = {"rate", "rise", "clip", "limit", "patience", "levels", "components", "false_alarms", "largest"}
+POSITIVE = {"bound", "rate", "rise", "clip", "limit", "patience", "levels", "components", "false_alarms", "largest"}
 SIGNED = {"threshold", "pixel"}  # scores may have any sign
 
 
 def _check_number(name: str, good: Any, found: Any) -> None:
     """What a number of a model may be, said again."""
-    if name == "threshold" and found is None:
+    if name in ("bound", "threshold") and found is None:
         return
     if isinstance(good, bool) or isinstance(found, bool) or not isinstance(found, int | float):
         raise WrongError(f"{name} is {found!r}")
