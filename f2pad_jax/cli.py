@@ -91,6 +91,13 @@ def parser() -> argparse.ArgumentParser:
     def maps(to: argparse.ArgumentParser, text: str) -> None:
         to.add_argument("--maps", type=Path, metavar="FOLDER", help=f"score maps {text}; .npy, .npz, TIFF or PNG")
 
+    def layout(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--layout",
+            metavar="NAME",
+            help="of the category's folder: mvtec, mvtec2, btad, visa, realiad, kolektor or dagm (as it looks)",
+        )
+
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
@@ -122,6 +129,7 @@ def parser() -> argparse.ArgumentParser:
         help="give every second test picture a piece of another picture's other half",
     )
     synthesize.add_argument("--size", type=_at_least(1), metavar="N", help="resize pictures to N × N first")
+    layout(synthesize)
     seed(synthesize)
 
     fit = command("fit", "fit a detector to normal pictures")
@@ -181,6 +189,7 @@ def parser() -> argparse.ArgumentParser:
         help="start the solve from a masked autoencoder: a folder of train-mae, or imported weights such as "
         "mae_vit_base (licence CC-BY-NC-4.0)",
     )
+    layout(fit)
     seed(fit)
 
     train_mae = command("train-mae", "train a small masked autoencoder on normal pictures, for fit --inpainter")
@@ -195,6 +204,7 @@ def parser() -> argparse.ArgumentParser:
     train_mae.add_argument(
         "--size", type=_at_least(32), default=224, metavar="N", help="pictures of N × N pixels, a multiple of 16 (224)"
     )
+    layout(train_mae)
     seed(train_mae)
 
     tune = command("tune", "choose a model's settings on synthetic anomalies")
@@ -203,6 +213,7 @@ def parser() -> argparse.ArgumentParser:
     out(tune, "MODEL", "folder for the tuned model")
     tune.add_argument("--oracle", action="store_true", help="choose on the test set as the paper does; results say so")
     weights(tune)
+    layout(tune)
     seed(tune)
 
     segment = command("segment", "outline the anomalies of pictures")
@@ -235,14 +246,15 @@ def parser() -> argparse.ArgumentParser:
     )
     weights(segment)
 
-    evaluate = command("evaluate", "measure a model on test pictures with masks")
+    evaluate = command("evaluate", "measure a model on test pictures")
     evaluate.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
-    evaluate.add_argument("dataset", metavar="DATASET", type=Path, help="category folder with test and ground_truth")
+    evaluate.add_argument("dataset", metavar="DATASET", type=Path, help="category folder with test pictures")
     out(evaluate, "DIR", "metrics.json, overview.png and panels")
     evaluate.add_argument(
         "--oracle", action="store_true", help="first tune on these very test pictures, as the paper does"
     )
     weights(evaluate)
+    layout(evaluate)
 
     export = command("export", "write a model in a form that other programs read")
     export.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")

@@ -16,11 +16,21 @@ from tqdm import tqdm
 from f2pad_jax import __version__, doubts, report
 from f2pad_jax.checkpoint import check_target, is_checkpoint, seal
 from f2pad_jax.core import Settings
+from f2pad_jax.data.folders import list_images
 from f2pad_jax.data.images import read_image
-from f2pad_jax.data.layouts import list_images, load_images, load_tests, open_category
+from f2pad_jax.data.layouts import open_category
+from f2pad_jax.data.loading import load_category, load_images, load_tests
 from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
 from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import Evaluation, check_masks, evaluate, metrics_file, plain_settings
+from f2pad_jax.evaluation import (
+    Evaluation,
+    check_kinds,
+    check_masks,
+    evaluate,
+    evaluate_images,
+    metrics_file,
+    plain_settings,
+)
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.interest import digest_of, read_roi
 from f2pad_jax.maps import calibrate, check_units, list_maps, read_map
@@ -88,6 +98,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
             structural=arguments.structural,
             seed=arguments.seed,
             size=arguments.size,
+            layout=arguments.layout,
         )
     return DONE
 
@@ -101,7 +112,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         settings, procedure = paper_settings()
         options = {**detector.published, **options}
     check_target(arguments.out, kind="model")
-    paths = open_category(arguments.dataset, need_test=False).train
+    paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
     if arguments.shots is not None:
         if arguments.shots > len(paths):
             raise InputError(
@@ -162,7 +173,7 @@ def run_train_mae(arguments: argparse.Namespace) -> int:
 
     small_spec(arguments.size)
     check_target(arguments.out, kind=AUTOENCODER)
-    paths = open_category(arguments.dataset, need_test=False).train
+    paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
     images, failures = load_images(paths, arguments.size)
     if failures:
         raise failures[0][1]
@@ -174,7 +185,9 @@ def run_train_mae(arguments: argparse.Namespace) -> int:
 def run_tune(arguments: argparse.Namespace) -> int:
     """Chooses the settings of a fitted model."""
     check_target(arguments.out, kind="model")
-    category = open_category(arguments.dataset, need_test=arguments.oracle)
+    category = open_category(
+        arguments.dataset, need_test=arguments.oracle, need_masks=arguments.oracle, layout=arguments.layout
+    )
     model = load_model(arguments.model, weights=arguments.weights)
     oracle = None
     if arguments.oracle:
@@ -226,18 +239,29 @@ def run_segment(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measures a model on a category's test pictures."""
-    category = open_category(arguments.dataset)
+    category = open_category(arguments.dataset, need_masks=arguments.oracle, layout=arguments.layout)
     model = load_model(arguments.model, weights=arguments.weights)
-    images, masks, cases, failures = load_tests(category.test, None if model.windowed else model.shape)
+    images, masks, cases, failures = load_category(category, None if model.windowed else model.shape)
     if not cases:
         raise failures[0][1]
-    check_masks(masks, arguments.dataset)
+    defective = np.array([not case.good for case in cases])
+    if masks is None:
+        check_kinds(defective, arguments.dataset)
+    else:
+        check_masks(masks, arguments.dataset)
     out = _results_folder(arguments.out)
-    if arguments.oracle:
+    if arguments.oracle and masks is not None:
         model = tune(model, seed=model.seed, oracle=(images, masks))
-    names = [case.id for case in cases]
-    unread = [(f"{path.parent.name}/{path.stem}", error) for path, error in failures]
-    done = evaluate(model, images, masks, names, dataset=category.dataset, category=category.name, unread=unread)
+    names, ids = [case.id for case in cases], {case.path: case.id for case in category.test}
+    about: dict[str, Any] = {
+        "dataset": category.dataset,
+        "category": category.name,
+        "unread": [(ids[path], error) for path, error in failures],
+    }
+    if masks is None:
+        done = evaluate_images(model, images, defective, names, **about)
+    else:
+        done = evaluate(model, images, masks, names, **about)
     _write(out, [done.run], _rows(model, done, images, masks, names))
     return _status([done.run])
 
@@ -355,11 +379,12 @@ def _complain(error: InputError) -> None:
 
 
 def _rows(
-    model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray, names: Sequence[str]
+    model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray | None, names: Sequence[str]
 ) -> Iterator[tuple[str, report.Row]]:
     """The name of the panel's file and the row of every image."""
     label = f"{done.run['category']} · {model.detector.name}"
-    for name, image, mask, result in zip(names, images, masks, done.results, strict=True):
+    truths = [None] * len(images) if masks is None else masks
+    for name, image, mask, result in zip(names, images, truths, done.results, strict=True):
         stem = f"{done.run['category']}_{model.detector.name}_{name.replace('/', '_')}"
         yield stem, panel_row(label, image, result, mask)
 
@@ -372,7 +397,11 @@ def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, repo
     for run in runs:
         _warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])
     console = report.Terminal()
-    report.print_table(runs, console)
+    if masked := [run for run in runs if "iou" in run["backbone"]]:
+        report.print_table(masked, console)
+    for run in (run for run in runs if run not in masked):
+        before, after = run["backbone"]["image_auroc"], run["f2pad"]["image_auroc"]
+        console.print(f"{run['category']}, {run['detector']}: no masks; image AUROC {before:.1f} → {after:.1f}")
     console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
 
 

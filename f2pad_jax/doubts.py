@@ -27,12 +27,11 @@ def of_records(records: Sequence[Mapping[str, Any]]) -> list[str]:
     return _of_solves([record["status"] for record in done], np.array([record["max_score"] for record in done]))
 
 
-def of_results(results: Sequence[Segmentation], masks: np.ndarray | None = None) -> list[str]:
-    """Doubts about results, with the truth (N, S, S) where it is known."""
+def of_results(results: Sequence[Segmentation], defective: np.ndarray | None = None) -> list[str]:
+    """Doubts about results, with whether the pictures show a defect, bool (N,), where it is known."""
     peaks = np.array([result.score_map.max() for result in results])
     doubts = _of_solves([result.status for result in results], peaks)
-    if masks is not None:
-        defective = np.asarray(masks.any(axis=(1, 2)))
+    if defective is not None:
         good = peaks[~defective]
         if min(len(good), defective.sum()) >= FEW and np.median(good) >= np.median(peaks[defective]):
             doubts.append("normal pictures score as high as defective ones")

@@ -63,7 +63,58 @@ def evaluate(
     results = segment(model, list(images), title=f"segment {category}")
     facts = describe(model, dataset=dataset, category=category)
     run = measure(facts, results, masks, names, unread=unread)
-    return Evaluation(run | {"warnings": doubts.of_results(results, masks)}, results)
+    return Evaluation(run | {"warnings": doubts.of_results(results, np.asarray(masks.any(axis=(1, 2))))}, results)
+
+
+def evaluate_images(
+    model: Model,
+    images: np.ndarray,
+    defective: np.ndarray,
+    names: Sequence[str],
+    *,
+    dataset: str,
+    category: str,
+    unread: Sequence[tuple[str, InputError]] = (),
+) -> Evaluation:
+    """`evaluate` of pictures without masks: how well their highest scores tell good from defective ones.
+
+    Args:
+      model: as fitted or tuned.
+      images: uint8 (N, H, W, 3) of the model's shape.
+      defective: bool (N,).
+      names: N names, unique in the category.
+      dataset: name for the record.
+      category: name for the record.
+      unread: as for `evaluate`.
+
+    Returns:
+      `run` has `image_auroc` and `image_f1max` alone under "backbone" and "f2pad", and for each picture whether it is
+      taken for defective.
+
+    Raises:
+      InputError: as for `check_kinds`.
+    """
+    check_kinds(defective, category)
+    results = segment(model, list(images), title=f"segment {category}")
+    scores = {
+        "backbone": np.array([result.score_map.max() for result in results]),
+        "f2pad": np.array([result.refined_map.max() for result in results]),
+    }
+    run = {
+        **describe(model, dataset=dataset, category=category),
+        "test_images": len(results),
+        **{name: _pictures_record(highest, defective) for name, highest in scores.items()},
+        "good_marked": sum(bool(result.mask.any()) for result, bad in zip(results, defective, strict=True) if not bad),
+        "failed": len(unread),
+        "seconds": _median_seconds(results),
+        "per_image": [
+            {"image": name, "defect": bool(bad), "marked": bool(result.mask.any()), **_result_record(result)}
+            for name, bad, result in zip(names, defective, results, strict=True)
+        ]
+        + [_failure(name, error) for name, error in unread],
+        "warnings": doubts.of_results(results, defective),
+    }
+    return Evaluation(run, results)
 
 
 def describe(model: Model, *, dataset: str, category: str) -> dict[str, Any]:
@@ -128,7 +179,7 @@ def measure(
         "closed": _rounded(gap_closed(backbone["iou"], f2pad["iou"])),
         "good_marked": sum(bool(mask.any()) and not truth.any() for mask, truth in zip(refined, masks, strict=True)),
         "failed": len(unread),
-        "seconds": round(float(np.median([result.seconds for result in results])), 3),
+        "seconds": _median_seconds(results),
         "per_image": [
             _image_record(name, mask, result) for name, mask, result in zip(names, masks, results, strict=True)
         ]
@@ -144,6 +195,18 @@ def check_masks(masks: np.ndarray, where: object) -> None:
     """
     if not masks.any() or masks.all():
         raise InputError("its masks hold one kind of pixel only", where=where, hint="test on defects")
+
+
+def check_kinds(defective: np.ndarray, where: object) -> None:
+    """Makes sure that pictures without masks, bool (N,), allow a measurement.
+
+    Raises:
+      InputError: they are all good or all defective.
+    """
+    if defective.all() or not defective.any():
+        kind = "defective" if defective.any() else "good"
+        hint = "add the other kind, or masks"
+        raise InputError(f"has no masks, and its test pictures are all {kind}", where=where, hint=hint)
 
 
 def gap_closed(backbone: float, refined: float) -> float | None:
@@ -167,9 +230,12 @@ def _masks_record(found: np.ndarray, truths: np.ndarray) -> dict[str, float]:
 def _maps_record(scores: np.ndarray, truths: np.ndarray) -> dict[str, float]:
     record = {name: metric(scores, truths) for name, metric in metrics.MAP_METRICS.items()}
     highest, defective = scores.max(axis=(1, 2)), np.asarray(truths.any(axis=(1, 2)))
-    if not defective.all():
-        record |= {name: metric(highest, defective) for name, metric in metrics.IMAGE_METRICS.items()}
-    return {name: _percent(value) for name, value in record.items()}
+    percent = {name: _percent(value) for name, value in record.items()}
+    return percent if defective.all() else percent | _pictures_record(highest, defective)
+
+
+def _pictures_record(highest: np.ndarray, defective: np.ndarray) -> dict[str, float]:
+    return {name: _percent(metric(highest, defective)) for name, metric in metrics.IMAGE_METRICS.items()}
 
 
 def _image_record(name: str, truth: np.ndarray, result: Segmentation) -> dict[str, Any]:
@@ -178,12 +244,22 @@ def _image_record(name: str, truth: np.ndarray, result: Segmentation) -> dict[st
         "defect": bool(truth.any()),
         "backbone_iou": _percent(metrics.iou(result.initial_mask, truth)),
         "f2pad_iou": _percent(metrics.iou(result.mask, truth)),
+        **_result_record(result),
+    }
+
+
+def _result_record(result: Segmentation) -> dict[str, Any]:
+    return {
         "iterations": int(result.iterations),
         "status": result.status,
         "verdict": result.verdict,
         "residual": round(float(result.residual), 4),
         "seconds": round(float(result.seconds), 3),
     }
+
+
+def _median_seconds(results: Sequence[Segmentation]) -> float:
+    return round(float(np.median([result.seconds for result in results])), 3)
 
 
 def _failure(name: str, error: InputError) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 import f2pad_jax
-from f2pad_jax import commands, segmentation
+from f2pad_jax import commands, evaluation, segmentation
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
@@ -28,6 +28,7 @@ from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.picture_files import output_stems
 from f2pad_jax.preparing import Place, begin, find_region
+from f2pad_jax.segmentation import Segmentation
 from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64
@@ -166,6 +167,57 @@ def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.Capture
     ]  # fmt: skip
     with Image.open(work / "out/overview.png") as overview:
         assert min(overview.size) > 300
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Segments in no time: what differs from pixel to pixel as little as a normal picture scores least."""
+
+    def segment(model: Model, images: list[np.ndarray], title: str) -> list[Segmentation]:
+        return [
+            Segmentation(
+                mask=image.max(axis=-1) > 250,
+                normal=image,
+                anomaly=image.astype(np.float32),
+                initial_mask=image.max(axis=-1) > 250,
+                score_map=np.ptp(image, axis=-1).astype(np.float32),
+                refined_map=np.ptp(image, axis=-1).astype(np.float32),
+                threshold=0.5,
+                residual=0.5,
+                iterations=1,
+                status="converged",
+                seconds=0.1,
+            )
+            for image in images
+        ]
+
+    monkeypatch.setattr(evaluation, "segment", segment)
+
+
+def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None, capsys: pytest.CaptureFixture) -> None:
+    shutil.rmtree(work / "set/brick/ground_truth")
+    (work / "set/brick/test/ok").mkdir()
+    shutil.copy(work / "set/brick/train/good/000.png", work / "set/brick/test/ok/000.png")
+    (work / "set/brick/test/ok/broken.png").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["evaluate", "model", "set/brick", "--layout", "mvtec", "--out", "out"]) == 2  # for the broken one
+    output = capsys.readouterr()
+    assert "brick, patchcore: no masks; image AUROC 100.0 → 100.0" in output.out
+    assert "the file is empty" in output.err
+    (run,) = json.loads((work / "out/metrics.json").read_text())["runs"]
+    assert run["backbone"] == run["f2pad"] == {"image_auroc": 100.0, "image_f1max": 100.0}
+    assert (run["test_images"], run["failed"]) == (3, 1)
+    assert [(image["image"], image.get("defect")) for image in run["per_image"]] == [
+        ("color/000", True), ("color/001", True), ("good/000", False), ("good/broken", None)
+    ]  # fmt: skip
+    assert len(list((work / "out/panels").iterdir())) == 3
+    capsys.readouterr()
+    assert main(["evaluate", "model", "set/brick", "--oracle", "--out", "tuned"]) == 2
+    assert "has no masks" in capsys.readouterr().err
+    shutil.rmtree(work / "set/brick/test/ok")
+    assert main(["evaluate", "model", "set/brick", "--out", "tuned"]) == 2
+    assert "has no masks, and its test pictures are all defective; add the other kind" in capsys.readouterr().err
+    assert not (work / "tuned").exists()
 
 
 @pytest.fixture
@@ -357,6 +409,7 @@ MISUSES = {
     "train-mae nowhere": "no such folder",
     "train-mae set/brick --size 50": "multiple of 16",
     "train-mae set/brick --out model": "is no autoencoder",
+    "fit set/brick {fit} --layout round": "no layout 'round'; choose one of mvtec, mvtec2",
     "tune nowhere set/brick": "no such folder",
     "tune model nowhere": "no such folder",
     "tune model set/brick --out set": "exists already",
@@ -370,6 +423,7 @@ MISUSES = {
     "segment model set": "holds no pictures",
     "evaluate model nowhere": "no such folder",
     "evaluate model set/brick --out model": "folder of a model",
+    "evaluate model set/brick --layout btad": "is not of layout btad",
     "synthesize nowhere": "no such folder",
     "synthesize set/brick --count 10": "cannot be made",
     "synthesize set/brick --count 2 --out set": "exists already",

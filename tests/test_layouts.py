@@ -1,26 +1,24 @@
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from f2pad_jax.data import layouts
+from f2pad_jax.data.categories import Category, TestImage
+from f2pad_jax.data.folders import find_images, list_images, new_folder
 from f2pad_jax.data.images import write_png
-from f2pad_jax.data.layouts import (
-    TestImage,
-    find_images,
-    list_images,
-    load_images,
-    load_tests,
-    new_folder,
-    open_category,
-    read_test,
-)
+from f2pad_jax.data.layouts import LAYOUTS, open_category
+from f2pad_jax.data.loading import load_category, load_images, load_tests, read_test
 from f2pad_jax.errors import InputError
 
 
 def _picture(path: Path, level: int = 100, side: int = 8) -> Path:
+    """Written as PNG whatever the suffix: what a picture is, its bytes say."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_png(path, np.full((side, side, 3), level, np.uint8))
     return path
@@ -78,7 +76,11 @@ FAULTS = {
     "empty train": (_emptied("train", "good"), "good: holds no pictures"),
     "no test": (_without("test"), "capsule: has no test pictures"),
     "empty defect": (_emptied("test", "crack"), "crack: holds no pictures"),
-    "no masks": (_without("ground_truth"), "000.png: has no mask; put one at .*000_mask.png"),
+    "no mask of a defect": (_without("ground_truth", "crack"), "000.png: has no mask; put one at .*000_mask.png"),
+    "two masks": (
+        lambda root: _mask(root / "ground_truth" / "crack" / "001.png"),
+        "001_mask.png: is a mask of the same picture as 001.png; remove one",
+    ),
     "no mask": (
         lambda root: (root / "ground_truth" / "crack" / "001_mask.png").unlink(),
         "001.png: has no mask; put one at .*001_mask.png",
@@ -104,6 +106,214 @@ def test_faults_of_the_layout(root: Path, fault: str) -> None:
     damage(root)
     with pytest.raises(InputError, match=message):
         open_category(root)
+
+
+def _paths(root: Path, **files: list[str]) -> None:
+    """Pictures, and under `masks` and `black` their masks."""
+    for kind, names in files.items():
+        for name in names:
+            if kind == "masks":
+                _mask(root / name)
+            else:
+                _picture(root / name, 0 if kind == "black" else 100)
+
+
+def _listed(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _mvtec2(root: Path) -> None:
+    pictures = ["train/good/000_regular.png", "validation/good/000_regular.png", "test_private/000.png"]
+    tests = ["test_public/good/000_regular.png", "test_public/bad/000_shift_1.png"]
+    _paths(root, pictures=pictures + tests, masks=["test_public/ground_truth/bad/000_shift_1_mask.png"])
+
+
+def _loco(root: Path) -> None:
+    tests = ["test/good/000.png", "test/logical_anomalies/000.png", "test/logical_anomalies/001.png"]
+    _paths(root, pictures=["train/good/000.png", "validation/good/000.png", *tests])
+    folder = root / "ground_truth/logical_anomalies"
+    _mask(folder / "000/000.png")
+    write_png(folder / "000/001.png", np.indices((8, 8)).sum(axis=0) > 11)
+    _mask(folder / "001/000.png")
+
+
+def _visa_by_classes(root: Path) -> None:
+    pictures = ["train/good/0001.JPG", "test/good/0002.JPG", "test/bad/003.JPG"]
+    _paths(root, pictures=pictures, masks=["ground_truth/bad/003.png"])
+
+
+def _visa(root: Path) -> None:
+    images = "Data/Images"
+    pictures = [f"{images}/Normal/0001.JPG", f"{images}/Normal/0000.JPG", f"{images}/Anomaly/000.JPG"]
+    _paths(root, pictures=pictures, masks=["Data/Masks/Anomaly/000.png"])
+    rows = ["object,split,label,image,mask", "other,train,normal,other/Data/Images/Normal/0000.JPG,"]
+    for split, label, image, mask in (
+        ("train", "normal", "Normal/0001.JPG", ""),
+        ("test", "normal", "Normal/0000.JPG", ""),
+        ("test", "anomaly", "Anomaly/000.JPG", f"{root.name}/Data/Masks/Anomaly/000.png"),
+    ):
+        rows.append(f"{root.name},{split},{label},{root.name}/{images}/{image},{mask}")
+    _listed(root.parent / "split_csv/1cls.csv", "\n".join(rows) + "\n")
+
+
+def _btad(root: Path) -> None:
+    pictures = ["train/ok/0000.bmp", "test/ok/0000.bmp", "test/ko/0000.bmp"]
+    _paths(root, pictures=pictures, masks=["ground_truth/ko/0000.png"])
+
+
+def _realiad(root: Path) -> None:
+    normal, defect = "OK/S0001/part_0001_OK_C1.jpg", "NG/HS/S0002/part_0002_NG_HS_C1.jpg"
+    other = "OK/S0003/part_0003_OK_C1.jpg"
+    _paths(root, pictures=[normal, defect, other], masks=["NG/HS/S0002/part_0002_NG_HS_C1.png"])
+
+    def entry(image: str, kind: str, mask: str | None = None) -> dict[str, str | None]:
+        return {"category": root.name, "anomaly_class": kind, "image_path": image, "mask_path": mask}
+
+    facts = {
+        "meta": {"prefix": f"{root.name}/", "normal_class": "OK", "pre_transform": None},
+        "train": [entry(normal, "OK")],
+        "test": [entry(other, "OK"), entry(defect, "HS", defect.replace("jpg", "png"))],
+    }
+    _listed(root.parent.parent / "realiad_jsons/realiad_jsons" / f"{root.name}.json", json.dumps(facts))
+
+
+def _kolektor(root: Path) -> None:
+    for item in range(1, 5):
+        parts = [f"kos{item:02d}/Part{part}" for part in range(2)]
+        _paths(root, pictures=[f"{part}.jpg" for part in parts], black=[f"{part}_label.bmp" for part in parts])
+    _mask(root / "kos01/Part1_label.bmp")
+
+
+def _dagm(root: Path) -> None:
+    pictures = [f"{split}/{name}.PNG" for split in ("Train", "Test") for name in ("0001", "0002")]
+    _paths(root, pictures=pictures, masks=["Train/Label/0002_label.PNG", "Test/Label/0001_label.PNG"])
+
+
+def _own_folders(root: Path) -> None:
+    """Folders by lots, masks in several spellings, a black one of a good picture, and one that is missing."""
+    lots = ["Train/Good/monday/1.png", "Train/Good/friday/1.png", "test/crack/monday/1.png", "test/crack/friday/1.png"]
+    others = ["test/crack/2.png", "test/good/1.png"]
+    truth = "ground_truth/Crack"
+    masks = [f"{truth}/monday/1_MASK.PNG", f"{truth}/friday/1.tiff", f"{truth}/2_mask.bmp"]
+    _paths(root, pictures=lots + others, masks=masks, black=["ground_truth/good/1_mask.png"])
+
+
+# how a data set is laid out, its training pictures, and the ids of its tests with the number of pixels of their masks
+COPIES: dict[str, tuple[Callable[[Path], None], list[str], dict[str, int]]] = {
+    "mvtec: LOCO": (
+        _loco,
+        ["train/good/000.png", "validation/good/000.png"],
+        {"good/000": 0, "logical_anomalies/000": 12, "logical_anomalies/001": 6},
+    ),
+    "mvtec: VisA by classes": (_visa_by_classes, ["train/good/0001.JPG"], {"bad/003": 6, "good/0002": 0}),
+    "mvtec: own folders": (
+        _own_folders,
+        ["Train/Good/friday/1.png", "Train/Good/monday/1.png"],
+        {"crack/2": 6, "crack/friday/1": 6, "crack/monday/1": 6, "good/1": 0},
+    ),
+    "mvtec2": (
+        _mvtec2,
+        ["train/good/000_regular.png", "validation/good/000_regular.png"],
+        {"bad/000_shift_1": 6, "good/000_regular": 0},
+    ),
+    "btad": (_btad, ["train/ok/0000.bmp"], {"good/0000": 0, "ko/0000": 6}),
+    "visa": (_visa, ["Data/Images/Normal/0001.JPG"], {"anomaly/000": 6, "good/0000": 0}),
+    "realiad": (
+        _realiad,
+        ["OK/S0001/part_0001_OK_C1.jpg"],
+        {"HS/part_0002_NG_HS_C1": 6, "good/part_0003_OK_C1": 0},
+    ),
+    "kolektor": (
+        _kolektor,
+        ["kos01/Part0.jpg", "kos02/Part0.jpg", "kos02/Part1.jpg", "kos03/Part0.jpg", "kos03/Part1.jpg"],
+        {"defect/kos01/Part1": 6, "good/kos04/Part0": 0, "good/kos04/Part1": 0},
+    ),
+    "dagm": (_dagm, ["Train/0001.PNG"], {"defect/0001": 6, "good/0002": 0}),
+}
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_layouts_of_data_sets(tmp_path: Path, name: str) -> None:
+    lay_out, train, tests = COPIES[name]
+    root = tmp_path / "set" / "pictures" / "part"
+    lay_out(root)
+    category = open_category(root, need_masks=True)
+    assert (category.dataset, category.name) == ("pictures", "part")
+    assert [path.relative_to(root).as_posix() for path in category.train] == train
+    images, masks, cases, failures = load_tests(category.test, None)
+    assert (failures, images.shape) == ([], (len(tests), 8, 8, 3))
+    assert {case.id: int(mask.sum()) for case, mask in zip(cases, masks, strict=True)} == tests
+    assert [case.good for case in cases] == [id.startswith("good/") for id in tests]
+    layout = name.partition(":")[0]
+    assert open_category(root, layout=layout) == category
+    with pytest.raises(InputError, match=r"has no train/good and is not of layout .*; name one category's folder"):
+        open_category(root, layout="dagm" if layout != "dagm" else "visa")
+
+
+def test_every_layout_has_a_copy() -> None:
+    assert {name.partition(":")[0] for name in COPIES} == set(LAYOUTS)
+
+
+def test_lists_of_data_sets_that_are_missing_or_damaged(tmp_path: Path) -> None:
+    root = tmp_path / "set" / "pictures" / "part"
+    _visa(root)
+    (root.parent / "split_csv/1cls.csv").write_text("object,split\npart,train\n")
+    with pytest.raises(InputError, match=r"1cls.csv: cannot be read \('image'\); put the data set's own list there"):
+        open_category(root)
+    shutil.rmtree(root.parent / "split_csv")
+    with pytest.raises(InputError, match=r"1cls.csv: cannot be read \(No such file or directory\)"):
+        open_category(root)
+    root = tmp_path / "real" / "pictures" / "part"
+    _realiad(root)
+    (path,) = tmp_path.rglob("part.json")
+    path.write_text(path.read_text().replace("image_path", "picture"))
+    with pytest.raises(InputError, match=r"part.json: damaged list \(train.0.image_path: field required\)"):
+        open_category(root)
+    path.unlink()
+    with pytest.raises(InputError, match="part.json: cannot be read"):
+        open_category(root)
+
+
+def test_masks_beside_pictures_that_do_not_fit(tmp_path: Path) -> None:
+    for lay_out, name in ((_kolektor, "kos02/Part1_label.bmp"), (_dagm, "Test/0001.PNG")):
+        root = tmp_path / lay_out.__name__
+        lay_out(root)
+        (root / name).unlink()
+        with pytest.raises(InputError, match=r"Part1.jpg: has no mask; put|0001_label.PNG: is a mask without a pict"):
+            open_category(root)
+
+
+def test_two_layouts_that_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(root: Path) -> Category | None:
+        return Category(root, "flat", "own", tuple(find_images(root)), ())
+
+    monkeypatch.setitem(layouts.LAYOUTS, "flat", flat)
+    with pytest.raises(InputError, match="capsule: is of the layouts mvtec and flat; name one by --layout"):
+        open_category(root)
+    assert len(open_category(root, layout="mvtec").train) == 3
+    assert open_category(root, layout="flat", need_test=False).name == "flat"
+    with pytest.raises(InputError, match="no layout 'round'; choose one of mvtec, .*flat"):
+        open_category(root, layout="round")
+
+
+def test_pictures_without_masks(root: Path) -> None:
+    shutil.rmtree(root / "ground_truth")
+    category = open_category(root)
+    assert not category.masked
+    assert [case.good for case in category.test] == [False, False, True]
+    with pytest.raises(InputError, match="capsule: has no masks; put them in ground_truth/<defect>"):
+        open_category(root, need_masks=True)
+    with pytest.raises(InputError, match="000.png: has no mask"):
+        read_test(category.test[0])
+    images, masks, cases, failures = load_category(category, None)
+    assert (len(images), masks, cases, failures) == (3, None, list(category.test), [])
+
+
+def test_a_good_picture_whose_mask_is_not_black(root: Path) -> None:
+    _mask(root / "ground_truth/good/000.png")
+    with pytest.raises(InputError, match="000.png: is the mask of a good picture, but not black; move the picture"):
+        read_test(open_category(root).test[2])
 
 
 def test_training_needs_no_tests(root: Path) -> None:

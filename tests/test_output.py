@@ -16,8 +16,8 @@ import pytest
 
 from f2pad_jax import cli, commands, doubts, output
 from f2pad_jax.checkpoint import load_arrays, save_arrays
+from f2pad_jax.data.folders import list_images, new_folder
 from f2pad_jax.data.images import read_image
-from f2pad_jax.data.layouts import list_images, new_folder
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import make_folder, owned, temporary_name, write_bytes
 from f2pad_jax.startup import prepare_jax
@@ -184,10 +184,9 @@ def test_doubts_name_what_is_wrong() -> None:
     def result(peak: float, status: str = "converged"):
         return SimpleNamespace(score_map=np.full((2, 2), peak), status=status)
 
-    masks = np.zeros((8, 2, 2), bool)
-    masks[4:] = True
-    assert doubts.of_results([result(k) for k in range(8)], masks) == []  # pyright: ignore
-    (line,) = doubts.of_results([result(8 - k) for k in range(8)], masks)  # pyright: ignore
+    defective = np.arange(8) >= 4
+    assert doubts.of_results([result(k) for k in range(8)], defective) == []  # pyright: ignore
+    (line,) = doubts.of_results([result(8 - k) for k in range(8)], defective)  # pyright: ignore
     assert line == "normal pictures score as high as defective ones"
     lines = doubts.of_results([result(1, "non-finite")] * 3)  # pyright: ignore
     assert lines[0].startswith("the solve of 3 of 3 pictures ended")

@@ -15,7 +15,7 @@ from solving import tiny_extractor
 
 from f2pad_jax import preparing
 from f2pad_jax.cli import main
-from f2pad_jax.data.layouts import TestImage
+from f2pad_jax.data.categories import TestImage
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.experiments import baselines, command, registry, runs, sets, studies, variants
 from f2pad_jax.experiments.models import Unit

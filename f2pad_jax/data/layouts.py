@@ -1,4 +1,4 @@
-"""Layouts of data sets, one function each, and folders of pictures.
+"""Layouts of data sets, one function each.
 
 A layout of one's own is a function from a folder to a `Category`, or None where the folder is of another layout, and a
 line in `LAYOUTS`.
@@ -6,280 +6,337 @@ line in `LAYOUTS`.
 
 from __future__ import annotations
 
+import csv
+import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
-import numpy as np
-
-from f2pad_jax.data.images import Size, read_image, read_mask, resize_image, resize_mask, sides_of
+from f2pad_jax.data.categories import GOOD, Category, TestImage
+from f2pad_jax.data.folders import below, check_filled, find_images, pictures_in, subfolders
+from f2pad_jax.data.images import read_mask
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import sweep, temporary_name
+from f2pad_jax.schemas import Facts, read_facts
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
-
-Failures = list[tuple[Path, InputError]]
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+FOURTH = 4  # of Kolektor's items without a split of its own, each fourth is for tests
 
 
-@dataclass(frozen=True)
-class TestImage:
-    """One test picture: its file, the name of its defect ("good" for none) and its mask (None for none)."""
-
-    __test__ = False  # not a test case, whatever pytest makes of the name
-
-    path: Path
-    defect: str
-    mask: Path | None
-
-    @property
-    def id(self) -> str:
-        """Unique within the category, such as "crack/001"."""
-        return f"{self.defect}/{self.path.stem}"
-
-
-@dataclass(frozen=True)
-class Category:
-    """One category of a data set; both lists are sorted by name.
-
-    Attributes:
-      root: its folder.
-      name: of the category.
-      dataset: that it belongs to.
-      train: normal pictures.
-      test: pictures with and without defects; empty where there are none.
-    """
-
-    root: Path
-    name: str
-    dataset: str
-    train: tuple[Path, ...]
-    test: tuple[TestImage, ...]
-
-
-def open_category(path: str | os.PathLike[str], *, need_test: bool = True) -> Category:
-    """What a folder holds, by the first of `LAYOUTS` that it is of; no picture is read.
+def open_category(
+    path: str | os.PathLike[str], *, need_test: bool = True, need_masks: bool = False, layout: str | None = None
+) -> Category:
+    """What a folder holds, by the one of `LAYOUTS` that it is of.
 
     Files that are hidden or carry no picture's suffix are passed over.
 
     Args:
       path: the category's folder.
       need_test: whether a category without test pictures is a fault.
+      need_masks: whether test pictures without masks are one.
+      layout: a name of `LAYOUTS`; by default all are tried.
 
     Raises:
-      InputError: no such folder, none of the layouts, or one that is not complete.
+      InputError: no such folder or layout, none of the layouts or several of them, or one that is not complete.
+    """
+    category = find_category(path, layout=layout)
+    if category is None:
+        raise InputError(
+            f"has no train/good{f' and is not of layout {layout}' if layout else ''}",
+            where=path,
+            hint=f"name one category's folder, its normal pictures in train/good; or a layout: {', '.join(LAYOUTS)}",
+        )
+    if need_test and not category.test:
+        raise InputError("has no test pictures", where=path, hint="put them in test/<defect> or test/good")
+    if need_masks and not category.masked:
+        raise InputError("has no masks", where=path, hint="put them in ground_truth/<defect>")
+    return category
+
+
+def find_category(path: str | os.PathLike[str], *, layout: str | None = None) -> Category | None:
+    """The category in a folder, or None where it is of none of the layouts, or not of the one that is named.
+
+    Raises:
+      InputError: as for `open_category`.
     """
     root = Path(path)
     if not root.is_dir():
         raise InputError("no such folder", where=root, hint="name a category's folder, such as mvtec/capsule")
-    category = next(filter(None, (layout(root) for layout in LAYOUTS.values())), None)
-    if category is None:
-        raise InputError(
-            "has no train/good", where=root, hint="name one category's folder; its normal pictures go there"
-        )
-    if need_test and not category.test:
-        raise InputError("has no test pictures", where=root, hint="put them in test/<defect> or test/good")
-    return category
+    if layout is not None and layout not in LAYOUTS:
+        raise InputError(f"no layout {layout!r}", hint=f"choose one of {', '.join(LAYOUTS)}")
+    found: dict[str, Category | InputError] = {}
+    for name in LAYOUTS if layout is None else [layout]:
+        try:
+            category = LAYOUTS[name](root)
+        except InputError as error:  # of this layout, and not complete
+            category = error
+        if category is not None:
+            found[name] = category
+    if len(found) > 1:
+        raise InputError(f"is of the layouts {' and '.join(found)}", where=root, hint="name one by --layout")
+    for category in found.values():
+        if isinstance(category, InputError):
+            raise category
+        return category
+    return None
 
 
 def mvtec(root: Path) -> Category | None:
-    """MVTec AD's layout: `train/good`, `test/<defect>` and `ground_truth/<defect>/<stem>_mask.png`.
+    """`train/good`, `test/<defect>` and `ground_truth/<defect>`: MVTec AD, MVTec LOCO, MPDD, and VisA by classes.
+
+    The mask of `test/crack/001.png` is `ground_truth/crack/001_mask.png` or `001.png`, with any suffix of a picture,
+    or all pictures in `ground_truth/crack/001` together (MVTec LOCO). There may be folders in between, such as
+    `test/crack/monday/001.png`. Normal pictures in `validation/good` are for training as well.
 
     Raises:
-      InputError: a folder is empty, a defect picture has no mask, a mask has no picture, or two test pictures share
-        a name.
+      InputError: a folder is empty, one of the defect pictures has no mask, a mask has no picture or there are two,
+        or two test pictures share a name.
     """
-    if not (root / "train" / "good").is_dir():
+    train, test = below(root, "train", GOOD), below(root, "test")
+    if not train.is_dir() or (below(root, "test_public").is_dir() and not test.is_dir()):
         return None
-    train = tuple(_filled(root / "train" / "good"))
-    tests = tuple(_tests(root)) if (root / "test").is_dir() else ()
+    return _category(root, _normal(root, GOOD), _tests(test, below(root, "ground_truth")))
+
+
+def mvtec2(root: Path) -> Category | None:
+    """MVTec AD 2: `train/good`, `validation/good`, `test_public/<good or bad>` and `test_public/ground_truth/bad`.
+
+    Normal pictures in `validation/good` are for training as well; the private test pictures have no masks.
+
+    Raises:
+      InputError: as for `mvtec`.
+    """
+    test = below(root, "test_public")
+    if not below(root, "train", GOOD).is_dir() or not test.is_dir():
+        return None
+    return _category(root, _normal(root, GOOD), _tests(test, below(test, "ground_truth")))
+
+
+def btad(root: Path) -> Category | None:
+    """BTAD: `train/ok`, `test/ok`, `test/ko` and `ground_truth/ko` with masks of the pictures' stems.
+
+    Raises:
+      InputError: as for `mvtec`.
+    """
+    if not below(root, "train", "ok").is_dir():
+        return None
+    return _category(root, _normal(root, "ok"), _tests(below(root, "test"), below(root, "ground_truth")))
+
+
+def visa(root: Path) -> Category | None:
+    """VisA as published: pictures in `Data/Images`, masks in `Data/Masks`, split by `split_csv/1cls.csv` beside.
+
+    Raises:
+      InputError: the list is missing or damaged, or names no picture of this category.
+    """
+    if not (root / "Data" / "Images" / "Normal").is_dir():
+        return None
+    root = root.resolve()
+    table = root.parent / "split_csv" / "1cls.csv"
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["object"] == root.name]
+            train = [root.parent / row["image"] for row in rows if row["split"] == "train"]
+            test = [
+                _listed(root.parent, row["image"], GOOD if row["label"] == "normal" else row["label"], row["mask"])
+                for row in rows
+                if row["split"] == "test"
+            ]
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise _unlisted(table, error) from error
+    return _category(root, check_filled(train, table), test)
+
+
+class _Listed(Facts, extra="ignore"):
+    anomaly_class: str
+    image_path: str
+    mask_path: str | None = None
+
+
+class _Meta(Facts, extra="ignore"):
+    normal_class: str = "OK"
+
+
+class _Split(Facts, extra="ignore"):
+    meta: _Meta
+    train: list[_Listed]
+    test: list[_Listed]
+
+
+def realiad(root: Path) -> Category | None:
+    """Real-IAD: `OK` and `NG` in the category's folder, split by `NAME.json` of a folder `realiad_jsons` beside.
+
+    Raises:
+      InputError: the list is missing or damaged.
+    """
+    if not ((root / "OK").is_dir() and (root / "NG").is_dir()):
+        return None
+    root = root.resolve()
+    name, lists = f"{root.name}.json", root.parent.parent / "realiad_jsons"
+    places = [lists / "realiad_jsons" / name, lists / name, root.parent / name, root / name]
+    path = next(filter(Path.is_file, places), places[0])
+    try:
+        facts: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise _unlisted(path, error) from error
+    split = read_facts(_Split, facts, kind="list", where=path, hint="take that of Real-IAD")
+    normal = split.meta.normal_class
+    train = [root / each.image_path for each in split.train if each.anomaly_class == normal]
+    tests = [
+        _listed(root, each.image_path, GOOD if each.anomaly_class == normal else each.anomaly_class, each.mask_path)
+        for each in split.test
+    ]
+    return _category(root, check_filled(train, path), tests)
+
+
+def kolektor(root: Path) -> Category | None:
+    """KolektorSDD: a folder of each item, with `Part0.jpg` and its mask `Part0_label.bmp`, black where it is good.
+
+    It has no split: defects and each fourth item's good pictures are for tests, all other good pictures for training.
+    Masks are read to tell them apart.
+
+    Raises:
+      InputError: a picture has no mask, or its mask cannot be read.
+    """
+    items = [folder for folder in subfolders(root) if any(folder.glob("*_label.*"))]
+    if not items:
+        return None
+    train, tests = [], []
+    for number, item in enumerate(items, start=1):
+        pictures = pictures_in(item)
+        masks = {_label_of(path): path for path in pictures if path.stem.endswith("_label")}
+        for path in (path for path in pictures if path not in masks.values()):
+            mask = masks.get(_key(Path(path.name)))
+            if mask is None:
+                raise InputError("has no mask", where=path, hint=f"put one at {path.stem}_label.bmp beside it")
+            if defective := bool(read_mask(mask).any()):
+                tests.append(TestImage(path, "defect", mask, item.name))
+            elif number % FOURTH == 0:
+                tests.append(TestImage(path, GOOD, mask, item.name))
+            if not defective and number % FOURTH:
+                train.append(path)
+    return _category(root, check_filled(train, root), tests)
+
+
+def dagm(root: Path) -> Category | None:
+    """DAGM 2007: `Train` and `Test`, each with masks of its defects in `Label`, such as `0576_label.PNG`.
+
+    Defects in `Train` are left out.
+
+    Raises:
+      InputError: a mask has no picture.
+    """
+    folders = [below(root, name) for name in ("train", "test")]
+    if not all(folder.is_dir() for folder in folders) or not any(below(each, "label").is_dir() for each in folders):
+        return None
+    found: list[list[TestImage]] = []
+    for folder in folders:
+        masks = {_label_of(path): path for path in pictures_in(below(folder, "label"))}
+        pictures = {_key(Path(path.name)): path for path in pictures_in(folder)}
+        if unused := masks.keys() - pictures.keys():
+            raise _without_picture(masks[min(unused)], folder)
+        found.append(
+            [TestImage(path, "defect" if key in masks else GOOD, masks.get(key)) for key, path in pictures.items()]
+        )
+    train = [case.path for case in found[0] if case.good]
+    return _category(root, check_filled(train, folders[0]), found[1])
+
+
+LAYOUTS: dict[str, Callable[[Path], Category | None]] = {
+    "mvtec": mvtec,
+    "mvtec2": mvtec2,
+    "btad": btad,
+    "visa": visa,
+    "realiad": realiad,
+    "kolektor": kolektor,
+    "dagm": dagm,
+}
+"""Layouts by name."""
+
+
+def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage]) -> Category:
     resolved = root.resolve()
-    return Category(root, resolved.name, resolved.parent.name, train, tests)
+    cases = sorted(tests, key=lambda case: (case.defect, case.lot, case.path.name))
+    seen: dict[str, Path] = {}
+    for case in cases:
+        if case.id in seen:
+            raise InputError(f"has the name of {seen[case.id].name}", where=case.path, hint="rename one of them")
+        seen[case.id] = case.path
+    return Category(root, resolved.name, resolved.parent.name, tuple(sorted(train)), tuple(cases))
 
 
-LAYOUTS: dict[str, Callable[[Path], Category | None]] = {"mvtec": mvtec}
-"""Layouts by name, in the order in which they are tried."""
+def _normal(root: Path, name: str) -> list[Path]:
+    """Normal pictures for training, and those for validation, which a data set may have set apart."""
+    train = below(root, "train", name)
+    return check_filled(find_images(train), train) + find_images(below(root, "validation", name))
 
 
-def read_test(case: TestImage, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """A test picture and its mask (all False for a good one), both resized if a size is given.
-
-    Returns:
-      uint8 (H, W, 3) and bool (H, W).
-
-    Raises:
-      InputError: either cannot be read, or the two differ in size.
-    """
-    image = read_image(case.path)
-    mask = np.zeros(image.shape[:2], bool) if case.mask is None else read_mask(case.mask)
-    if mask.shape != image.shape[:2]:
-        sides = "{1} × {0} pixels, its picture {3} × {2}".format(*mask.shape, *image.shape)
-        raise InputError(f"the mask has {sides}", where=case.mask, hint="give both one size")
-    if size is None:
-        return image, mask
-    return resize_image(image, sides_of(size)), resize_mask(mask, sides_of(size))
-
-
-def load_images(paths: Sequence[Path], size: Size, *, threads: int | None = None) -> tuple[np.ndarray, Failures]:
-    """Reads many pictures; one that cannot be read loses none of the others.
-
-    Args:
-      paths: the files.
-      size: height and width they are resized to, or the side of a square.
-      threads: readers at work together; None leaves it to the standard library.
-
-    Returns:
-      uint8 (N, H, W, 3) of the pictures that could be read, in the order given, and (path, error) of the rest.
-    """
-    images, _, failures = _load(lambda path: read_image(path, size), paths, lambda path: path, threads)
-    return np.stack(images) if images else np.zeros((0, *sides_of(size), 3), np.uint8), failures
-
-
-def load_tests(
-    cases: Sequence[TestImage], size: Size | None, *, threads: int | None = None
-) -> tuple[np.ndarray, np.ndarray, list[TestImage], Failures]:
-    """Reads many test pictures with their masks, as `load_images` does; without a size they keep their own.
-
-    Returns:
-      uint8 (N, H, W, 3), bool (N, H, W), the N cases that could be read, and (path, error) of the rest.
-
-    Raises:
-      InputError: they keep their sizes, and these differ.
-    """
-    pairs, kept, failures = _load(lambda case: read_test(case, size), cases, lambda case: case.path, threads)
-    if not pairs:
-        sides = sides_of(size or 0)
-        return np.zeros((0, *sides, 3), np.uint8), np.zeros((0, *sides), bool), [], failures
-    images, masks = zip(*pairs, strict=True)
-    odd = next((case for case, mask in zip(kept, masks, strict=True) if mask.shape != masks[0].shape), None)
-    if odd is not None:
-        raise InputError("is of another size than the others", where=odd.path, hint="give all test pictures one size")
-    return np.stack(images), np.stack(masks), kept, failures
-
-
-def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The pictures that files and folders name, each once, folders one level deep and sorted by name.
-
-    A name that is no folder is kept as it is: reading it tells what is wrong with it, and the others go on.
-
-    Raises:
-      InputError: a folder holds no picture, or nothing was named.
-    """
-    found = dict.fromkeys(
-        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else [path])
-    )
-    if not found:
-        raise InputError("no picture was named", hint="name pictures or folders of pictures")
-    return list(found)
-
-
-def find_images(folder: Path) -> list[Path]:
-    """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if _is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-
-
-@contextmanager
-def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
-    """A folder under a temporary name, renamed to `out` when the block ends and removed when it fails.
-
-    Raises:
-      InputError: `out` exists and is not an empty folder, or cannot be made.
-    """
-    out = Path(out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError("exists already and is not an empty folder", where=out, hint="name a new folder")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = temporary_name(out.parent)
-        temporary.mkdir()
-        sweep(out.parent)
-    except OSError as error:
-        raise InputError(f"cannot be made ({error.strerror})", where=out) from error
-    try:
-        folder = temporary / "new"  # made by mkdir, so that it has ordinary permissions
-        folder.mkdir()
-        yield folder
-        os.replace(folder, out)
-    finally:
-        shutil.rmtree(temporary)
-
-
-def _is_picture(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
-
-
-def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if _is_picture(path))
-
-
-def _filled(folder: Path) -> list[Path]:
-    pictures = _pictures(folder)
-    if not pictures:
-        raise InputError("holds no pictures", where=folder, hint="put pictures such as .png or .jpg there")
-    return pictures
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _tests(root: Path) -> Iterator[TestImage]:
-    truth = root / "ground_truth"
-    unused = {mask for folder in _folders(truth) for mask in _pictures(folder)}
-    for folder in _folders(root / "test"):
-        masks = {} if folder.name == "good" else _masks(truth / folder.name)
-        seen: dict[str, Path] = {}
-        for path in _filled(folder):
-            if path.stem in seen:
-                raise InputError(f"has the name of {seen[path.stem].name}", where=path, hint="rename one of them")
-            seen[path.stem] = path
-            mask = masks.get(f"{path.stem}_mask")
-            if mask is None and folder.name != "good":
-                wanted = truth / folder.name / f"{path.stem}_mask.png"
+def _tests(test: Path, truth: Path) -> Iterator[TestImage]:
+    """Pictures in a folder for each defect, and their masks in folders of the same names; no masks where none are."""
+    known = truth.is_dir()
+    unused = set(find_images(truth)) if test.is_dir() else set()
+    for folder in subfolders(test):
+        if folder == truth:
+            continue
+        own = below(truth, folder.name)
+        masks, defect = _masks(own), GOOD if folder.name.casefold() in (GOOD, "ok") else folder.name
+        for path in check_filled(find_images(folder), folder):
+            place = path.relative_to(folder)
+            lot = place.parent.as_posix() if place.parent.parts else ""
+            mask = _mask(masks, own, place)
+            if mask is None and known and defect != GOOD:
+                wanted = own / place.parent / f"{path.stem}_mask.png"
                 raise InputError("has no mask", where=path, hint=f"put one at {wanted}")
             if mask is not None:
-                unused.discard(mask)
-            yield TestImage(path, folder.name, mask)
+                unused -= set(find_images(mask) if mask.is_dir() else [mask])
+            yield TestImage(path, defect, mask, lot)
     if unused:
-        raise InputError("is a mask without a picture in test", where=min(unused), hint="remove it")
+        raise _without_picture(min(unused), test)
 
 
 def _masks(folder: Path) -> dict[str, Path]:
-    return {path.stem: path for path in _pictures(folder)} if folder.is_dir() else {}
+    """Files below a folder by their names without suffix, in lower case."""
+    found: dict[str, Path] = {}
+    for path in find_images(folder):
+        if (other := found.setdefault(_key(path.relative_to(folder)), path)) != path:
+            raise _second(path, other)
+    return found
 
 
-def _load(
-    read: Callable[[_Item], _Result],
-    items: Sequence[_Item],
-    path: Callable[[_Item], Path],
-    threads: int | None,
-) -> tuple[list[_Result], list[_Item], Failures]:
-    def attempt(item: _Item) -> _Result | InputError:
-        try:
-            return read(item)
-        except InputError as error:
-            return error
+def _mask(masks: dict[str, Path], folder: Path, picture: Path) -> Path | None:
+    """Of a picture, by its path below the folder of its defect."""
+    key = _key(picture)
+    named = [masks[name] for name in (f"{key}_mask", key) if name in masks]
+    if len(named) > 1:
+        raise _second(*named)
+    if named:
+        return named[0]
+    several = next((path.parent for name, path in masks.items() if name.startswith(f"{key}/")), None)
+    return several if several is None or several.parent == (folder / picture).parent else None
 
-    results: list[_Result] = []
-    kept: list[_Item] = []
-    failures: Failures = []
-    with ThreadPoolExecutor(threads) as pool:
-        for item, result in zip(items, pool.map(attempt, items), strict=True):
-            if isinstance(result, InputError):
-                failures.append((path(item), result))
-            else:
-                results.append(result)
-                kept.append(item)
-    return results, kept, failures
+
+def _key(path: Path) -> str:
+    """A name of which files of other suffixes, in upper or lower case, are for the same picture."""
+    return path.with_suffix("").as_posix().casefold()
+
+
+def _label_of(mask: Path) -> str:
+    """The name of the picture that a mask such as `0576_label.PNG` belongs to."""
+    return _key(Path(mask.name)).removesuffix("_label")
+
+
+def _listed(root: Path, picture: str, defect: str, mask: str | None) -> TestImage:
+    """A picture that a list names, with names of files below the root."""
+    return TestImage(root / picture, defect, root / mask if mask else None)
+
+
+def _unlisted(path: Path, error: Exception) -> InputError:
+    reason = error.strerror if isinstance(error, OSError) else error
+    return InputError(f"cannot be read ({reason})", where=path, hint="put the data set's own list there")
+
+
+def _without_picture(mask: Path, folder: Path) -> InputError:
+    return InputError(f"is a mask without a picture in {folder.name}", where=mask, hint="remove it")
+
+
+def _second(path: Path, other: Path) -> InputError:
+    return InputError(f"is a mask of the same picture as {other.name}", where=path, hint="remove one of them")

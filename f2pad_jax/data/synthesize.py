@@ -17,8 +17,9 @@ import numpy as np
 
 from f2pad_jax.data.anomalies import KINDS, check_kinds, folder_of, half_swap
 from f2pad_jax.data.anomalies import cut_paste as cut_paste  # callers know it by this module
+from f2pad_jax.data.folders import find_images, list_images, new_folder
 from f2pad_jax.data.images import read_image, read_mask, write_png
-from f2pad_jax.data.layouts import find_images, list_images, new_folder, open_category
+from f2pad_jax.data.layouts import find_category, open_category
 from f2pad_jax.errors import InputError
 
 
@@ -32,6 +33,7 @@ def synthesize_category(
     structural: bool = False,
     seed: int = 0,
     size: int | None = None,
+    layout: str | None = None,
 ) -> None:
     """Writes a category in MVTec AD's layout, its test pictures made by `anomalies.KINDS` (and `half_swap`).
 
@@ -40,7 +42,7 @@ def synthesize_category(
     `manifest.json` tells which picture became which. The same arguments give the same files.
 
     Args:
-      normals: a folder of normal pictures, or a category in MVTec AD's layout, whose `train/good` is taken.
+      normals: a folder of normal pictures, or a category, whose training pictures are taken.
       out: the new category; must not exist, or be empty.
       masks: a folder of defect masks, searched with all folders below it; without it shapes are generated.
       count: how many test pictures.
@@ -49,6 +51,7 @@ def synthesize_category(
       structural: whether every second test picture gets a half-swap (`test/structural`) in place of these.
       seed: of all random choices.
       size: side of the square that pictures are resized to first; None keeps their own size.
+      layout: of the category, a name of `layouts.LAYOUTS`; by default all are tried.
 
     Raises:
       InputError: a folder or picture is missing or cannot be used, too few pictures are there, there is no such
@@ -60,8 +63,8 @@ def synthesize_category(
     root = Path(normals)
     if not root.is_dir():
         raise InputError("no such folder", where=root, hint="name a folder of normal pictures")
-    layout = (root / "train" / "good").is_dir()
-    paths = list(open_category(root, need_test=False).train) if layout else list_images([root])
+    category = open_category(root, need_test=False, layout=layout) if layout else find_category(root)
+    paths = list(category.train) if category is not None else list_images([root])
     least = len(kinds) * (2 if structural else 1)
     if not least <= count < len(paths):
         raise InputError(

@@ -9,8 +9,11 @@ from typing import NamedTuple
 import numpy as np
 
 from f2pad_jax.data.anomalies import folder_of
+from f2pad_jax.data.categories import TestImage
+from f2pad_jax.data.folders import new_folder
 from f2pad_jax.data.images import read_image
-from f2pad_jax.data.layouts import TestImage, load_images, load_tests, new_folder, open_category, read_test
+from f2pad_jax.data.layouts import open_category
+from f2pad_jax.data.loading import load_images, load_tests, read_test
 from f2pad_jax.data.synthesize import synthesize_category, write_category
 from f2pad_jax.data.textures import TEXTURES, texture_category
 from f2pad_jax.errors import InputError
@@ -137,8 +140,8 @@ def _make_texture(name: str, target: Path, *, images: int, seed: int, kinds: Seq
 
 def _resize_category(source: Path, target: Path, *, images: int) -> None:
     category = open_category(source)
-    good = [case for case in category.test if case.mask is None]
-    defects = [case for case in category.test if case.mask is not None]
+    good = [case for case in category.test if case.good]
+    defects = [case for case in category.test if not case.good]
     cases = [*stratified(defects, images), *stratified(good, images)]
     with new_folder(target) as folder:
         tests = ((case.defect, case.path.stem, *read_test(case, SIZE)) for case in cases)

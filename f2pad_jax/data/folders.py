@@ -1,0 +1,106 @@
+"""Folders of pictures, and new folders that are whole or absent."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from f2pad_jax.errors import InputError
+from f2pad_jax.output import sweep, temporary_name
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+
+
+def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The pictures that files and folders name, each once, folders one level deep and sorted by name.
+
+    A name that is no folder is kept as it is: reading it tells what is wrong with it, and the others go on.
+
+    Raises:
+      InputError: a folder holds no picture, or nothing was named.
+    """
+    found = dict.fromkeys(
+        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else [path])
+    )
+    if not found:
+        raise InputError("no picture was named", hint="name pictures or folders of pictures")
+    return list(found)
+
+
+def find_images(folder: Path) -> list[Path]:
+    """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over."""
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+
+
+def is_picture(path: Path) -> bool:
+    """Whether this is a file with the suffix of a picture, and not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """The pictures that lie in a folder itself, sorted; none where there is no such folder."""
+    return sorted(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
+
+
+def check_filled(pictures: list[Path], folder: Path) -> list[Path]:
+    """The pictures of a folder, at least one.
+
+    Raises:
+      InputError: there are none.
+    """
+    if not pictures:
+        raise InputError("holds no pictures", where=folder, hint="put pictures such as .png or .jpg there")
+    return pictures
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders in a folder that are not hidden, sorted; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def below(folder: Path, *names: str) -> Path:
+    """The folder of these names below another, each in upper or lower case as it is there."""
+    for name in names:
+        alike = [path for path in subfolders(folder) if path.name.casefold() == name.casefold()]
+        exact = folder / name
+        folder = exact if exact.is_dir() or not alike else alike[0]
+    return folder
+
+
+@contextmanager
+def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder under a temporary name, renamed to `out` when the block ends and removed when it fails.
+
+    Raises:
+      InputError: `out` exists and is not an empty folder, or cannot be made.
+    """
+    out = Path(out)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError("exists already and is not an empty folder", where=out, hint="name a new folder")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary = temporary_name(out.parent)
+        temporary.mkdir()
+        sweep(out.parent)
+    except OSError as error:
+        raise InputError(f"cannot be made ({error.strerror})", where=out) from error
+    try:
+        folder = temporary / "new"  # made by mkdir, so that it has ordinary permissions
+        folder.mkdir()
+        yield folder
+        os.replace(folder, out)
+    finally:
+        shutil.rmtree(temporary)
+
+
+def _filled(folder: Path) -> list[Path]:
+    return check_filled(pictures_in(folder), folder)
