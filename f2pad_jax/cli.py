@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from f2pad_jax import __version__
-from f2pad_jax.console import prepare_console
+from f2pad_jax.console import prepare_console, told_once
 from f2pad_jax.errors import InputError
 from f2pad_jax.startup import prepare_jax
 
@@ -26,11 +26,12 @@ class _Parser(argparse.ArgumentParser):
         self.exit(UNUSABLE, f"f2pad: error: {message}; see {self.prog} --help\n")
 
 
-def _at_least(least: int):
+def _at_least(least: int, most: float = math.inf):
     def number(text: str) -> int:
         value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+        if not least <= value <= most:
+            side = f"less than {least}" if value < least else f"more than {most}"
+            raise argparse.ArgumentTypeError(f"{value} is {side}")
         return value
 
     number.__name__ = "whole number"  # argparse names it where the text is no number
@@ -98,6 +99,14 @@ def parser() -> argparse.ArgumentParser:
             help="of the category's folder: mvtec, mvtec2, btad, visa, realiad, kolektor or dagm (as it looks)",
         )
 
+    def white_level(to: argparse.ArgumentParser) -> None:
+        to.add_argument(
+            "--white-level",
+            type=_at_least(1, 65535),
+            metavar="N",
+            help="level of white of grey pictures with more than 8 bits, such as 4095 of 12 (65535)",
+        )
+
     demo = command("demo", "fit, segment and measure embedded pictures of brick and gravel")
     demo.add_argument("--out", type=Path, default=Path("f2pad-demo"), metavar="DIR", help="results (f2pad-demo)")
     demo.add_argument(
@@ -130,6 +139,7 @@ def parser() -> argparse.ArgumentParser:
     )
     synthesize.add_argument("--size", type=_at_least(1), metavar="N", help="resize pictures to N × N first")
     layout(synthesize)
+    white_level(synthesize)
     seed(synthesize)
 
     fit = command("fit", "fit a detector to normal pictures")
@@ -190,6 +200,7 @@ def parser() -> argparse.ArgumentParser:
         "mae_vit_base (licence CC-BY-NC-4.0)",
     )
     layout(fit)
+    white_level(fit)
     seed(fit)
 
     train_mae = command("train-mae", "train a small masked autoencoder on normal pictures, for fit --inpainter")
@@ -205,6 +216,7 @@ def parser() -> argparse.ArgumentParser:
         "--size", type=_at_least(32), default=224, metavar="N", help="pictures of N × N pixels, a multiple of 16 (224)"
     )
     layout(train_mae)
+    white_level(train_mae)
     seed(train_mae)
 
     tune = command("tune", "choose a model's settings on synthetic anomalies")
@@ -323,7 +335,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 
-        status = commands.COMMANDS[arguments.run](arguments)
+        with told_once():
+            status = commands.COMMANDS[arguments.run](arguments)
         sys.stdout.flush()
         return status
     except InputError as error:

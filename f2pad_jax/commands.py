@@ -99,6 +99,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             size=arguments.size,
             layout=arguments.layout,
+            white_level=arguments.white_level,
         )
     return DONE
 
@@ -112,6 +113,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         settings, procedure = paper_settings()
         options = {**detector.published, **options}
     check_target(arguments.out, kind="model")
+    white = arguments.white_level
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
     if arguments.shots is not None:
         if arguments.shots > len(paths):
@@ -125,7 +127,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
-    own = read_image(paths[0]).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
+    own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
     seen = seen_shape((own[0], own[1]), arguments.size, extractor)
     shape = work_shape((own[0], own[1]), arguments.windows or arguments.work_size, seen)
     if inpainter is not None or arguments.paper:  # which know squares only
@@ -136,9 +138,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if normal_maps and arguments.windows is not None:
         raise InputError("--windows does not go with --maps", hint="leave one of them out")
     if arguments.windows is not None:
-        images, inside = training_windows(paths, shape, roi=roi, seed=arguments.seed)
+        images, inside = training_windows(paths, shape, white_level=white, roi=roi, seed=arguments.seed)
     else:
-        images, failures = load_images(paths, shape)
+        images, failures = load_images(paths, shape, white_level=white)
         if failures:
             raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
     _warn(doubts.of_training(images))
@@ -156,7 +158,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     )
     if normal_maps:
         model = calibrate(model, normal_maps)
-    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi, white_level=white), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
@@ -174,7 +176,7 @@ def run_train_mae(arguments: argparse.Namespace) -> int:
     small_spec(arguments.size)
     check_target(arguments.out, kind=AUTOENCODER)
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
-    images, failures = load_images(paths, arguments.size)
+    images, failures = load_images(paths, arguments.size, white_level=arguments.white_level)
     if failures:
         raise failures[0][1]
     train_to_folder(images, arguments.out, seed=arguments.seed, epochs=arguments.epochs)
@@ -191,7 +193,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     model = load_model(arguments.model, weights=arguments.weights)
     oracle = None
     if arguments.oracle:
-        images, masks, _, failures = load_tests(category.test, model.shape)
+        images, masks, _, failures = load_tests(category.test, model.shape, white_level=model.white_level)
         if failures:
             raise failures[0][1]
         oracle = (images, masks)
@@ -241,7 +243,9 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measures a model on a category's test pictures."""
     category = open_category(arguments.dataset, need_masks=arguments.oracle, layout=arguments.layout)
     model = load_model(arguments.model, weights=arguments.weights)
-    images, masks, cases, failures = load_category(category, None if model.windowed else model.shape)
+    images, masks, cases, failures = load_category(
+        category, None if model.windowed else model.shape, white_level=model.white_level
+    )
     if not cases:
         raise failures[0][1]
     defective = np.array([not case.good for case in cases])

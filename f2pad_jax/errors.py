@@ -1,4 +1,4 @@
-"""The one exception that unusable input raises."""
+"""The one exception that unusable input raises, and the one warning about input that is used all the same."""
 
 from __future__ import annotations
 
@@ -18,8 +18,28 @@ class InputError(ValueError):
 
     def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
         self.what, self.where, self.hint = what, where, hint
-        line = f"{_cut(str(where))}: {_cut(what)}" if where is not None else _cut(what)
-        super().__init__(f"{line}; {_cut(hint)}" if hint else line)
+        super().__init__(_line(what, where, hint))
+
+
+class InputWarning(UserWarning):
+    """Input that is used, but perhaps not as it was meant: what, where and what to do, in one line.
+
+    The command line prints the first of each kind, and how many files are like it.
+
+    Args:
+      what: the doubt, in equal words for all inputs of its kind.
+      where: the file or folder.
+      hint: what the user can do about it.
+    """
+
+    def __init__(self, what: str, *, where: object = None, hint: str | None = None) -> None:
+        self.what, self.where, self.hint = what, where, hint
+        super().__init__(_line(what, where, hint))
+
+
+def _line(what: str, where: object, hint: str | None) -> str:
+    line = f"{_cut(str(where))}: {_cut(what)}" if where is not None else _cut(what)
+    return f"{line}; {_cut(hint)}" if hint else line
 
 
 def _cut(text: str) -> str:

@@ -138,6 +138,7 @@ class Model:
       windowed: whether pictures are segmented in windows of `shape`, not brought to it.
       roi: what is inspected, bool of any size, which is brought to each picture's; None for all of it.
       units: of another detector's score maps, for `refine`; None where it was not calibrated with them.
+      white_level: of grey picture files with more than eight bits, as for `data.images.read_image`.
     """
 
     energy: Energy
@@ -155,6 +156,7 @@ class Model:
     windowed: bool = False
     roi: np.ndarray | None = None
     units: Units | None = None
+    white_level: int | None = None
 
     @property
     def extractor(self) -> Extractor:

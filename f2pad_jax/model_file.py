@@ -15,6 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.checkpoint import check_arrays, load_arrays, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
+from f2pad_jax.data.decoding import WHITE
 from f2pad_jax.detectors import Detector, detector_class
 from f2pad_jax.detectors.base import Shape
 from f2pad_jax.errors import InputError
@@ -95,6 +96,7 @@ class ModelFacts(Facts):
     seed: Seed
     inpainter: InpainterFacts | None = None
     units: UnitsFacts | None = None  # pyright: ignore[reportInvalidTypeForm]
+    white_level: Annotated[int, Field(ge=1, le=WHITE)] | None = None
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
@@ -128,6 +130,7 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "procedure": asdict(model.procedure),
         "tuned_on": model.tuned_on,
         "seed": model.seed,
+        "white_level": model.white_level,
     }
     if model.units is not None:
         facts["units"] = asdict(model.units)
@@ -219,6 +222,7 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
         "procedure": Procedure(**facts.procedure.model_dump()),
         "tuned_on": facts.tuned_on,
         "seed": facts.seed,
+        "white_level": facts.white_level,
     }
 
 

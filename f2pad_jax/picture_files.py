@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
+from f2pad_jax.data.decoding import split_page
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
@@ -65,7 +66,7 @@ def segment_files(
     Raises:
       InputError: the folder holds some of the pictures, or cannot be written.
     """
-    if any(path.parent.resolve() == out.resolve() for path in paths):
+    if any(split_page(path)[0].parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, hint="name another folder")
     lines, stems = out / RECORDS, output_stems(paths)
     earlier = _whole_records(out) if resume else {}
@@ -107,12 +108,14 @@ def _key(path: Path, made_by: str, maps: Mapping[str, Path] | None) -> str:
 def _digest(path: Path) -> str:
     """SHA-256 of a file; empty where it cannot be read."""
     try:
-        if not path.is_file():  # a pipe would be waited for
+        source, page = split_page(path)
+        if not source.is_file():  # a pipe would be waited for
             return ""
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        with source.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return ""
+    return digest if page == 1 else f"{digest} {page}"
 
 
 def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
@@ -193,7 +196,7 @@ def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tup
     score_maps: list[np.ndarray] = []
     for index, (path, _) in enumerate(group):
         try:
-            image = read_image(path)
+            image = read_image(path, white_level=job.model.white_level)
             if job.maps is not None:
                 score_maps.append(read_map(map_of(job.maps, path)))
             images[index] = image

@@ -48,13 +48,20 @@ def padded(image: np.ndarray, window: Shape) -> np.ndarray:
 
 
 def training_windows(
-    paths: Sequence[Path], window: Shape, *, roi: np.ndarray | None = None, count: int = FITTED, seed: int = 0
+    paths: Sequence[Path],
+    window: Shape,
+    *,
+    white_level: int | None = None,
+    roi: np.ndarray | None = None,
+    count: int = FITTED,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Windows from random places of normal pictures; one picture is in memory at a time.
 
     Args:
       paths: the files; each gives as many windows as the others, and at least one.
       window: height and width.
+      white_level: as for `read_image`.
       roi: region of interest, bool of any size; around its pixels the windows are chosen.
       count: how many in all, or one for each picture.
       seed: of the places.
@@ -68,7 +75,7 @@ def training_windows(
     rng, each = np.random.default_rng(seed), -(-count // len(paths))
     found, insides = [], []
     for path in paths:
-        picture = read_image(path)
+        picture = read_image(path, white_level=white_level)
         image = padded(picture, window)
         most = np.array(image.shape[:2]) - np.array(window)
         if roi is None:

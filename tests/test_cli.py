@@ -220,6 +220,36 @@ def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None,
     assert not (work / "tuned").exists()
 
 
+def test_pictures_of_cameras_through_the_command_line(
+    work: Path, found: None, tiny_model: Model, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Twelve bits in training and test pictures, masks after JPEG, and files that are not used."""
+    read: list[np.ndarray] = []
+    monkeypatch.setattr(commands, "fit", lambda images, **_: read.append(images) or tiny_model)
+    for path in (*(work / TRAIN).iterdir(), *(work / TEST).iterdir()):
+        grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
+        Image.fromarray(np.minimum(grey * 16, 4095).astype(np.uint16)).save(path)
+    for path in (work / TRUTH).iterdir():
+        Image.open(path).save(path.with_suffix(".jpg"))
+        path.unlink()
+    (work / TRAIN / "notes.txt").write_text("")
+    fit = ["fit", "set/brick", *FIT, "--size", str(SIZE), "--shots", "8"]
+    capsys.readouterr()
+    assert main([*fit, "--out", "dark"]) == 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "files for training are not used: notes.txt" in lines[0]
+    assert "upper ones are unused; if its white is 4095, give that as the white level (--white-level 4095)" in lines[1]
+    assert lines[2].startswith("f2pad: warning: so it is with 7 more: has 16 bits")
+    assert main([*fit, "--white-level", "4095", "--out", "bright"]) == 0
+    assert load_model("bright").white_level == 4095
+    assert read[1].max() > 4 * read[0].max()
+    capsys.readouterr()
+    assert main(["evaluate", "bright", "set/brick", "--out", "out"]) == 0
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert "000_mask.jpg: has more levels than black and white; cut at the middle" in lines[0]
+    assert lines[1] == "f2pad: warning: so it is with 1 more: has more levels than black and white; cut at the middle"
+
+
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     """Makes the training of flows quick, and collects the models that `fit` writes."""

@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from f2pad_jax.core.pixels import denormalize, normalize
-from f2pad_jax.data import images
+from f2pad_jax.data import decoding, images
+from f2pad_jax.data.decoding import pages_of, split_page
+from f2pad_jax.data.folders import find_images
 from f2pad_jax.data.images import read_image, read_mask, resize_mask, write_png
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 
 
 @pytest.fixture
@@ -90,18 +92,158 @@ def test_resizing_is_antialiased(tmp_path: Path) -> None:
     assert np.abs(read_image(tmp_path / "a.png", 64).astype(int) - 127.5)[4:-4, 4:-4].max() < 8
 
 
-def test_masks_are_true_where_any_colour_is(tmp_path: Path) -> None:
+def _mask_of(path: Path, picture: Image.Image, **options: object) -> list[list[bool]]:
+    return read_mask(_saved(path, picture, **options)).tolist()
+
+
+def _palette(colours: list[int], *, indices: int) -> Image.Image:
+    picture = Image.fromarray(np.arange(indices, dtype=np.uint8)[None]).convert("P")
+    picture.putpalette(colours)
+    return picture
+
+
+def test_masks_of_two_levels_and_of_labels(tmp_path: Path) -> None:
     rgba = np.array([[[0, 0, 0, 255], [0, 0, 1, 255], [255, 255, 255, 0], [9, 0, 0, 1]]], np.uint8)
-    np.testing.assert_array_equal(
-        read_mask(_saved(tmp_path / "a.png", Image.fromarray(rgba))), [[False, True, False, True]]
+    assert _mask_of(tmp_path / "a.png", Image.fromarray(rgba)) == [[False, True, False, True]]
+    for highest in (1, 77, 255):
+        grey = np.array([[0, highest, 0]], np.uint8)
+        assert _mask_of(tmp_path / "b.bmp", Image.fromarray(grey)) == [[False, True, False]]
+        assert _mask_of(tmp_path / "c.png", Image.fromarray(grey.astype(np.uint16))) == [[False, True, False]]
+    labels = Image.fromarray(np.array([[0, 1, 2, 30]], np.uint8))
+    assert _mask_of(tmp_path / "d.png", labels) == [[False, True, True, True]]
+    assert _mask_of(tmp_path / "e.png", Image.new("L", (3, 1))) == [[False] * 3]
+    assert _mask_of(tmp_path / "f.png", Image.new("1", (3, 1), 1)) == [[True] * 3]
+
+
+def test_palettes_and_inverted_tiffs_are_read_by_what_they_mean(tmp_path: Path) -> None:
+    assert _mask_of(tmp_path / "a.png", _palette([255, 255, 255, 0, 0, 0], indices=2)) == [[True, False]]
+    labels = _palette([0, 0, 0, 128, 0, 0, 64, 64, 0, 9, 0, 99], indices=4)
+    assert _mask_of(tmp_path / "b.png", labels) == [[False, True, True, True]]
+    for bits, data in ((1, b"\x40"), (8, b"\x00\xff"), (16, b"\x00\x00\xff\xff")):
+        path = _tiff(tmp_path / f"{bits}.tif", data, width=2, bits=bits, meaning=0)
+        assert read_mask(path).tolist() == [[True, False]]
+        np.testing.assert_array_equal(read_image(path)[0, :, 0], [255, 0])
+
+
+def _disc(side: int = 64) -> np.ndarray:
+    y, x = np.indices((side, side)) - side / 2
+    return np.hypot(y, x) < side / 4
+
+
+def test_a_mask_that_jpeg_or_a_smooth_brush_made_is_cut_at_the_middle(tmp_path: Path) -> None:
+    truth = _disc()
+    hard = Image.fromarray(truth.astype(np.uint8) * 255)
+    smooth = hard.resize((256, 256), Image.Resampling.BICUBIC).resize((64, 64), Image.Resampling.BOX)
+    for name, picture in (("a.jpg", hard), ("b.png", smooth)):
+        path = _saved(tmp_path / name, picture)
+        with pytest.warns(InputWarning, match=f"{name}: has more levels than black and white; cut at the middle; save"):
+            mask = read_mask(path)
+        assert (mask & truth).sum() / (mask | truth).sum() > 0.98
+    path = _saved(tmp_path / "c.png", Image.fromarray(np.full((4, 4), 100, np.uint8) + np.arange(4, dtype=np.uint8)))
+    with pytest.warns(InputWarning, match="cut at the middle"):  # two greys are no black and white
+        read_mask(path)
+    steep = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    steep[:, 2:6] = 128
+    with pytest.raises(InputError, match="d.png: is no mask: its pixels are neither black nor white"):
+        read_mask(_saved(tmp_path / "d.png", Image.fromarray(steep)))
+    with pytest.raises(InputError, match="not finite"):
+        read_mask(_saved(tmp_path / "e.tif", Image.fromarray(np.array([[0, np.nan]], np.float32))))
+
+
+def test_orientation_turns_picture_and_mask_alike(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    levels = (np.arange(48).reshape(6, 8) < 17).astype(np.uint8) * 255
+    for name in ("a.png", "a.tif"):
+        path = _saved(tmp_path / name, Image.fromarray(levels), exif=exif)
+        np.testing.assert_array_equal(read_image(path)[..., 0], np.rot90(levels, -1))
+        np.testing.assert_array_equal(read_mask(path), np.rot90(levels, -1) > 0)
+
+
+@pytest.mark.parametrize(("bits", "white"), [(10, 1023), (12, 4095), (14, 16383)])
+def test_a_white_level_of_cameras(tmp_path: Path, bits: int, white: int) -> None:
+    levels = np.array([[0, white // 2, white]], np.uint16)
+    path = _saved(tmp_path / "a.png", Image.fromarray(levels))
+    np.testing.assert_array_equal(read_image(path, white_level=white)[0, :, 0], [0, 127, 255])
+    message = (
+        rf"a.png: has 16 bits of which the upper ones are unused; if its white is {white}, .*--white-level {white}\)"
     )
-    grey = np.array([[0, 1, 255]], np.uint8)
-    np.testing.assert_array_equal(read_mask(_saved(tmp_path / "b.png", Image.fromarray(grey))), [[False, True, True]])
-    deep = np.array([[0, 1, 65535]], np.uint16)
-    np.testing.assert_array_equal(read_mask(_saved(tmp_path / "c.png", Image.fromarray(deep))), [[False, True, True]])
-    labels = Image.fromarray(np.array([[0, 1, 2]], np.uint8)).convert("P")
-    labels.putpalette([255, 255, 255, 0, 0, 0, 7, 7, 7])
-    np.testing.assert_array_equal(read_mask(_saved(tmp_path / "d.png", labels)), [[False, True, True]])
+    with pytest.warns(InputWarning, match=message):
+        assert read_image(path)[0, 2, 0] == round(white / 257)
+    with pytest.raises(InputError, match=f"a.png: has a level of {white}, over the white level {white - 1}"):
+        read_image(path, white_level=white - 1)
+    eight = _saved(tmp_path / "b.png", Image.fromarray(np.array([[0, 255]], np.uint8)))
+    np.testing.assert_array_equal(read_image(eight, white_level=white)[0, :, 0], [0, 255])
+
+
+def _tiff(path: Path, data: bytes, *, width: int, bits: int, samples: int = 1, meaning: int = 1) -> Path:
+    """A TIFF of one row, written by hand: Pillow writes neither 12 bits nor 16-bit colours."""
+    short, long, count = 3, 4, 9
+    after = 8 + 2 + 12 * count + 4
+    each = struct.pack(f"<{samples}H", *[bits] * samples)
+    place = struct.unpack("<I", each.ljust(4, b"\0"))[0] if samples <= 2 else after
+    pixels = after + (len(each) if samples > 2 else 0)
+    tags = [
+        (256, short, 1, width), (257, short, 1, 1), (258, short, samples, place), (259, short, 1, 1),
+        (262, short, 1, meaning), (273, long, 1, pixels), (277, short, 1, samples), (278, short, 1, 1),
+        (279, long, 1, len(data)),
+    ]  # fmt: skip
+    directory = struct.pack("<H", count) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    path.write_bytes(struct.pack("<2sHI", b"II", 42, 8) + directory + (each if samples > 2 else b"") + data)
+    return path
+
+
+def test_bits_that_a_file_names_and_colours_of_sixteen(tmp_path: Path) -> None:
+    packed = bytes([0x00, 0x0F, 0xFF])  # 0 and 4095 in twelve bits each
+    path = _tiff(tmp_path / "twelve.tif", packed, width=2, bits=12)
+    np.testing.assert_array_equal(read_image(path)[0, :, 0], [0, 255])
+    colours = np.array([[[0, 0, 0], [65535, 257, 514]]], "<u2")
+    path = _tiff(tmp_path / "colours.tif", colours.tobytes(), width=2, bits=16, samples=3, meaning=2)
+    np.testing.assert_array_equal(read_image(path)[0, 1], [255, 1, 2])
+    with pytest.raises(InputError, match="colours.tif: has 16-bit colours, of which 8 bits are read: a white level"):
+        read_image(path, white_level=4095)
+    path = _tiff(tmp_path / "dark.tif", (colours // 16).tobytes(), width=2, bits=16, samples=3, meaning=2)
+    with pytest.warns(InputWarning, match="dark.tif: has 16 bits of which the upper ones are unused; save it with 8"):
+        read_image(path)
+
+
+def test_transparency_that_hides_everything_is_told_and_ignored(tmp_path: Path, rgb: np.ndarray) -> None:
+    clear = np.concatenate([rgb, np.zeros_like(rgb[..., :1])], axis=-1)
+    path = _saved(tmp_path / "a.png", Image.fromarray(clear))
+    with pytest.warns(InputWarning, match="a.png: is transparent everywhere, which is ignored; save it without"):
+        np.testing.assert_array_equal(read_image(path), rgb)
+    mask = np.zeros((2, 2, 4), np.uint8)
+    mask[0, 0, :3] = 255
+    path = _saved(tmp_path / "b.png", Image.fromarray(mask))
+    with pytest.warns(InputWarning, match="transparent everywhere"):
+        assert read_mask(path).tolist() == [[True, False], [False, False]]
+
+
+def test_pages_of_a_tiff_are_pictures(tmp_path: Path, rgb: np.ndarray) -> None:
+    pages = [Image.fromarray(rgb), Image.fromarray(255 - rgb), Image.fromarray(rgb // 2)]
+    stack = _saved(tmp_path / "a.b.tif", pages[0], save_all=True, append_images=pages[1:])
+    assert [path.name for path in pages_of(stack)] == ["a.b_1.tif", "a.b_2.tif", "a.b_3.tif"]
+    assert split_page(pages_of(stack)[1]) == (stack, 2)
+    np.testing.assert_array_equal(read_image(stack), rgb)
+    np.testing.assert_array_equal(read_image(pages_of(stack)[1]), 255 - rgb)
+    with pytest.raises(InputError, match="a.b_4.tif: cannot be decoded"):
+        read_image(stack / "a.b_4.tif")
+    with pytest.raises(InputError, match="b_2.tif: no such file"):
+        read_image(stack / "b_2.tif")
+    assert pages_of(_saved(tmp_path / "one.tif", pages[0])) == [tmp_path / "one.tif"]
+    broken = tmp_path / "broken.tif"
+    broken.write_bytes(stack.read_bytes()[:9])
+    assert pages_of(broken) == [broken]
+    (tmp_path / "text.tif").write_text("")
+    assert pages_of(tmp_path / "none.tif") == [tmp_path / "none.tif"]
+
+
+@pytest.mark.parametrize("suffix", ["jp2", "webp", "avif", "jfif", "tga", "pnm", "pbm"])
+def test_other_formats_are_pictures(tmp_path: Path, suffix: str) -> None:
+    picture = Image.new("1" if suffix == "pbm" else "RGB", (32, 24), 1 if suffix == "pbm" else (200, 100, 50))
+    path = _saved(tmp_path / f"a.{suffix.upper()}", picture)
+    assert find_images(tmp_path) == [path]
+    assert np.abs(read_image(path)[5, 5].astype(int) - np.asarray(picture.convert("RGB"))[5, 5]).max() < 8
 
 
 def test_masks_are_resized_by_the_pixel_under_each_centre() -> None:
@@ -192,7 +334,7 @@ def test_pixels_without_a_defined_range_are_refused(tmp_path: Path, pixels: np.n
 
 
 def test_the_pixel_limit_is_pillows() -> None:
-    assert images.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
+    assert decoding.MAX_PIXELS == Image.MAX_IMAGE_PIXELS
 
 
 def test_writing_fails_cleanly(tmp_path: Path, rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from f2pad_jax.data import layouts
 from f2pad_jax.data.categories import Category, TestImage
@@ -14,7 +15,7 @@ from f2pad_jax.data.folders import find_images, list_images, new_folder
 from f2pad_jax.data.images import write_png
 from f2pad_jax.data.layouts import LAYOUTS, open_category
 from f2pad_jax.data.loading import load_category, load_images, load_tests, read_test
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 
 
 def _picture(path: Path, level: int = 100, side: int = 8) -> Path:
@@ -47,12 +48,20 @@ def test_layout(root: Path) -> None:
     (root / "train" / "good" / "notes.txt").write_text("")
     (root / "test" / ".cache").mkdir()
     category = open_category(root)
+    with pytest.warns(
+        InputWarning, match="capsule: files for training are not used: .hidden.png, notes.txt; save pict"
+    ):
+        assert open_category(root, need_test=False) == category
+    for number in range(3):
+        (root / "train" / "good" / f"{number}.raw").write_bytes(b"")
+    with pytest.warns(InputWarning, match=r"files for training are not used: .hidden.png, 0.raw, 1.raw and 2 more"):
+        open_category(root, need_test=False)
     assert (category.dataset, category.name) == ("mvtec", "capsule")
     assert [path.name for path in category.train] == ["000.png", "001.png", "002.png"]
     assert [case.id for case in category.test] == ["crack/000", "crack/001", "good/000"]
     assert category.test[1].mask == root / "ground_truth" / "crack" / "001_mask.png"
     assert category.test[2].mask is None
-    assert open_category(str(root)) == category
+    assert open_category(str(root)).train == category.train
 
 
 def test_names_of_a_relative_folder(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,6 +293,28 @@ def test_masks_beside_pictures_that_do_not_fit(tmp_path: Path) -> None:
             open_category(root)
 
 
+def test_pages_have_masks_of_their_own(root: Path) -> None:
+    levels = [np.indices((8, 8)).sum(axis=0) < least for least in (3, 5)]
+    for folder, name in (("test", "002.tif"), ("ground_truth", "002_mask.tif")):
+        pages = [Image.fromarray(np.uint8(255) * level.astype(np.uint8)) for level in levels]
+        pages[0].save(root / folder / "crack" / name, save_all=True, append_images=pages[1:])
+    cases = [case for case in open_category(root).test if case.path.suffix == ".tif"]
+    assert [case.id for case in cases] == ["crack/002_1", "crack/002_2"]
+    for case, level in zip(cases, levels, strict=True):
+        np.testing.assert_array_equal(read_test(case)[1], level)
+
+
+def test_a_mask_that_is_not_turned_as_its_picture(root: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("L", (6, 8)).save(root / "test/crack/001.png", exif=exif)
+    Image.new("L", (6, 8)).save(root / "ground_truth/crack/001_mask.png")
+    with pytest.raises(
+        InputError, match="the mask has 6 × 8 pixels, its picture 8 × 6; turn it: its picture is turned"
+    ):
+        read_test(open_category(root).test[1])
+
+
 def test_two_layouts_that_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def flat(root: Path) -> Category | None:
         return Category(root, "flat", "own", tuple(find_images(root)), ())
@@ -374,6 +405,12 @@ def test_list_images(tmp_path: Path) -> None:
     _picture(tmp_path / "few" / "deeper" / "c.png")
     odd = tmp_path / "odd.dat"
     assert list_images([odd, tmp_path / "few", a]) == [odd, a, b]
+    assert list_images([a, tmp_path / "few" / "deeper" / ".." / "a.png"]) == [a]
+    pages = [Image.new("L", (3, 3), level) for level in (0, 9)]
+    pages[0].save(tmp_path / "stack.TIF", format="TIFF", save_all=True, append_images=pages[1:])
+    names = [tmp_path / "stack.TIF" / f"stack_{page}.TIF" for page in (1, 2)]
+    assert list_images([tmp_path / "stack.TIF", names[1]]) == names
+    (tmp_path / "stack.TIF").unlink()
     assert [path.name for path in find_images(tmp_path)] == ["a.png", "b.PNG", "c.png"]
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="empty: holds no pictures"):

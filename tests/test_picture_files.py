@@ -22,7 +22,7 @@ from f2pad_jax.model import Model
 from f2pad_jax.picture_files import FILES, output_stems, segment_files
 from f2pad_jax.segmentation import Segmentation
 
-MODEL = cast(Model, SimpleNamespace(threshold=0.5, shape=(20, 24), windowed=False))
+MODEL = cast(Model, SimpleNamespace(threshold=0.5, shape=(20, 24), windowed=False, white_level=None))
 BAD = 13  # first value of a picture that cannot be solved
 
 

@@ -47,6 +47,7 @@ class Category:
       dataset: that it belongs to.
       train: normal pictures.
       test: pictures with and without defects; empty where there are none.
+      unused: files among those for training that are no pictures.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Category:
     dataset: str
     train: tuple[Path, ...]
     test: tuple[TestImage, ...]
+    unused: tuple[Path, ...] = ()
 
     @property
     def masked(self) -> bool:

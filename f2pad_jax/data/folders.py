@@ -8,35 +8,51 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from f2pad_jax.data.decoding import TIFFS, pages_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import sweep, temporary_name
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"})
+SUFFIXES = TIFFS | frozenset(
+    [".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".webp", ".avif", ".gif", ".tga", ".pnm", ".ppm", ".pgm", ".pbm"]
+)
 
 
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The pictures that files and folders name, each once, folders one level deep and sorted by name.
 
-    A name that is no folder is kept as it is: reading it tells what is wrong with it, and the others go on.
+    A name that is no folder is kept as it is: reading it tells what is wrong with it, and the others go on. A file that
+    is named twice, in whatever spelling, counts once. Pages of a TIFF are pictures: `stack.tif/stack_2` is the second
+    of `stack.tif`.
 
     Raises:
       InputError: a folder holds no picture, or nothing was named.
     """
-    found = dict.fromkeys(
-        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else [path])
+    named = (
+        picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else pages_of(path))
     )
+    found: dict[str, Path] = {}
+    for path in named:
+        found.setdefault(os.path.realpath(path), path)
     if not found:
         raise InputError("no picture was named", hint="name pictures or folders of pictures")
-    return list(found)
+    return list(found.values())
 
 
 def find_images(folder: Path) -> list[Path]:
-    """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+    """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over.
+
+    Pages of a TIFF are pictures, as for `list_images`.
+    """
+    return [page for path in sorted(folder.rglob("*")) if _is_open(path, folder) for page in pages_of(path)]
+
+
+def unused_files(folder: Path) -> list[Path]:
+    """The files of a folder and of all folders below it that `find_images` passes over, sorted."""
+    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_open(path, folder)]
+
+
+def _is_open(path: Path, folder: Path) -> bool:
+    return is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def is_picture(path: Path) -> bool:
@@ -46,7 +62,9 @@ def is_picture(path: Path) -> bool:
 
 def pictures_in(folder: Path) -> list[Path]:
     """The pictures that lie in a folder itself, sorted; none where there is no such folder."""
-    return sorted(filter(is_picture, folder.iterdir())) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return [page for path in sorted(folder.iterdir()) if is_picture(path) for page in pages_of(path)]
 
 
 def check_filled(pictures: list[Path], folder: Path) -> list[Path]:

@@ -1,63 +1,59 @@
-"""Pictures and masks: reading whatever cameras and editors write, resizing, writing, normalising."""
+"""Pictures and masks: reading, resizing, writing."""
 
 from __future__ import annotations
 
 import io
-import logging
 import os
-import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from f2pad_jax.errors import InputError
+from f2pad_jax.data.decoding import opened, to_levels, to_rgb
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.output import write_bytes
 
-MAX_PIXELS = 89_478_485  # Pillow's own line for a suspected decompression bomb: a quarter of a GiB as RGB
-
-BAND = 256  # rows
+LABELS = 32  # highest number of a label in a mask; a mask with higher levels is black and white
+MIDDLE = 0.5  # share of a mask's pixels that are neither black nor white from which on it is none
 
 Size = int | tuple[int, int]  # side of a square, or height and width, pixels
 
-_TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
-_WARNINGS = threading.Lock()  # catch_warnings acts on the whole process, and pictures are read in threads
 
-
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # decoders log what InputError says already
-
-
-def read_image(path: str | os.PathLike[str], size: Size | None = None) -> np.ndarray:
+def read_image(path: str | os.PathLike[str], size: Size | None = None, *, white_level: int | None = None) -> np.ndarray:
     """A picture as eight-bit RGB, turned upright as its EXIF orientation says.
 
-    Grey is repeated over the channels; 16-bit grey is divided by 257, so that the full range maps to the full
-    range; palettes, CMYK and one-bit pictures are converted; transparency is laid over white. Of an animation
-    the first frame counts.
+    Grey is repeated over the channels; 16-bit grey is divided so that the full range maps to the full range; grey
+    that counts from white is turned round; palettes, CMYK and one-bit pictures are converted; transparency is laid
+    over white. Of an animation or of several pages the first counts, and a page of `folders.list_images` is read.
 
     Args:
       path: the file.
       size: if given, the height and width that the picture is resized to directly, whatever its aspect, or the side
         of a square, as in the paper (arXiv 2407.06519, Section IV-A); the filter is Lanczos, antialiased.
+      white_level: the level of white of grey with more than eight bits, such as 4095 of a camera with 12; None takes
+        what the file says, else 65535. Pictures with eight bits do not ask for it.
 
     Returns:
       uint8, (H, W, 3).
 
     Raises:
-      InputError: the file is missing, empty, no picture, truncated, too large, or of a kind without a defined
-        range (32-bit and floating-point pixels).
+      InputError: the file is missing, empty, no picture, truncated, too large, of a kind without a defined range
+        (32-bit and floating-point pixels), or brighter than the white level.
+
+    Warns:
+      InputWarning: it is transparent everywhere, or seems not to use its range.
     """
-    with _opened(path) as picture:
-        array = _to_rgb(picture, path)
+    with opened(path) as decoded:
+        array = to_rgb(decoded, path, white_level=white_level)
     return array if size is None else resize_image(array, sides_of(size))
 
 
 def read_mask(path: str | os.PathLike[str], size: Size | None = None) -> np.ndarray:
-    """A mask picture: True where any colour is not zero and not fully transparent.
+    """A mask picture: True where it is white, or has a label.
 
-    A palette picture counts by its indices, so that label 0 is the background whatever its colour.
+    Two levels, of which the lower is black, are a mask as they are, whatever the higher. So are the colours of a
+    palette, and numbers up to 32: all but black or 0 is True. Other masks, such as those that JPEG or a smooth brush
+    has made, are cut at the middle between their lowest and highest level.
 
     Args:
       path: the file.
@@ -67,17 +63,33 @@ def read_mask(path: str | os.PathLike[str], size: Size | None = None) -> np.ndar
       bool, (H, W).
 
     Raises:
-      InputError: as for `read_image`.
+      InputError: as for `read_image`, or half of the pixels are neither black nor white.
+
+    Warns:
+      InputWarning: it was cut at the middle, or is transparent everywhere.
     """
-    with _opened(path) as picture:
-        if picture.mode in _TRANSPARENT:
-            array = np.asarray(picture.convert("RGBA"))
-            mask = np.asarray(array[..., :3].any(axis=-1) & (array[..., 3] != 0))
-        elif len(picture.getbands()) > 1:
-            mask = np.asarray(np.asarray(picture.convert("RGB")).any(axis=-1))
-        else:
-            mask = np.asarray(picture, bool)
+    with opened(path) as decoded:
+        levels, labelled = to_levels(decoded, path)
+    mask = np.asarray(levels != 0) if labelled else _two_valued(levels, path)
     return mask if size is None else resize_mask(mask, sides_of(size))
+
+
+def _two_valued(levels: np.ndarray, path: str | os.PathLike[str]) -> np.ndarray:
+    found = np.unique(levels)
+    if not np.isfinite(found).all():
+        raise InputError("is a mask with numbers that are not finite", where=path, hint="save it as PNG")
+    lowest, highest = float(found[0]), float(found[-1])
+    numbers = 0 <= lowest <= highest <= LABELS and np.array_equal(found, np.rint(found))
+    if len(found) == 1 or (len(found) == 2 and lowest == 0) or numbers:
+        return np.asarray(levels != 0)
+    place = (levels.astype(np.float32) - lowest) / (highest - lowest)
+    if np.mean((place > 0.25) & (place < 0.75)) > MIDDLE:
+        raise InputError("is no mask: its pixels are neither black nor white", where=path, hint="name a mask")
+    warnings.warn(
+        InputWarning("has more levels than black and white; cut at the middle", where=path, hint="save masks as PNG"),
+        stacklevel=3,
+    )
+    return place > 0.5
 
 
 def sides_of(size: Size) -> tuple[int, int]:
@@ -151,74 +163,3 @@ def check_images(images: object, *, rank: int) -> np.ndarray:
         what, wanted = ("the picture is", "(H, W, 3)") if rank == 3 else ("the pictures are", "(N, H, W, 3)")
         raise InputError(f"{what} {array.dtype} {array.shape}", hint=f"give uint8 RGB, {wanted}")
     return array
-
-
-@contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[Image.Image]:
-    """The decoded, upright picture; every fault of file or decoder becomes an InputError."""
-    path = Path(path)
-    if not os.path.exists(path):  # unlike Path's, False as well where the name cannot be one
-        raise InputError("no such file", where=path, hint="check the name")
-    if not path.is_file():
-        raise InputError("is not a file", where=path, hint="name a picture")
-    try:
-        if path.stat().st_size == 0:
-            raise InputError("the file is empty", where=path, hint="copy it again")
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(path)
-        with picture:
-            with _silent() if picture.format == "TIFF" else nullcontext():
-                picture.load()
-            yield ImageOps.exif_transpose(picture)
-    except InputError:
-        raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(
-            f"has more than {MAX_PIXELS:,} pixels", where=path, hint="scale it down or cut it into tiles"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise InputError("is no picture that can be read", where=path, hint="save it as PNG") from error
-    except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
-        raise InputError(f"cannot be decoded ({error})", where=path, hint="copy or save it again") from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Standard error closed for a while: libtiff writes there by itself."""
-    with _WARNINGS, open(os.devnull, "wb") as nowhere:
-        try:
-            kept = os.dup(2)
-        except OSError:  # there is none
-            yield
-            return
-        try:
-            os.dup2(nowhere.fileno(), 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-
-
-def _to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
-    """The picture as uint8 (H, W, 3), converted band by band: the steps between take more memory than it does."""
-    array = np.empty((picture.height, picture.width, 3), np.uint8)
-    for top in range(0, picture.height, BAND):
-        bottom = min(top + BAND, picture.height)
-        array[top:bottom] = np.asarray(_band_to_rgb(picture.crop((0, top, picture.width, bottom)), path))
-    return array
-
-
-def _band_to_rgb(picture: Image.Image, path: str | os.PathLike[str]) -> Image.Image:
-    if picture.mode.startswith("I"):
-        array = np.asarray(picture).astype(np.int64)
-        if array.min() < 0 or array.max() > 65535:
-            raise InputError("has 32-bit integer pixels", where=path, hint="save it with 8 or 16 bits")
-        picture = Image.fromarray(np.rint(array / 257).astype(np.uint8))
-    if picture.mode == "F":
-        raise InputError("has floating-point pixels", where=path, hint="save it with 8 or 16 bits")
-    if "transparency" in picture.info or picture.mode in _TRANSPARENT:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")

@@ -9,16 +9,19 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from f2pad_jax.data.categories import GOOD, Category, TestImage
-from f2pad_jax.data.folders import below, check_filled, find_images, pictures_in, subfolders
+from f2pad_jax.data.folders import below, check_filled, find_images, pictures_in, subfolders, unused_files
 from f2pad_jax.data.images import read_mask
-from f2pad_jax.errors import InputError
+from f2pad_jax.data.masks import find_tests, without_picture
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.schemas import Facts, read_facts
 
+SHOWN = 3  # names of files in one line
 FOURTH = 4  # of Kolektor's items without a split of its own, each fourth is for tests
 
 
@@ -31,12 +34,15 @@ def open_category(
 
     Args:
       path: the category's folder.
-      need_test: whether a category without test pictures is a fault.
+      need_test: whether a category without test pictures is a fault. Where not, it is for training.
       need_masks: whether test pictures without masks are one.
       layout: a name of `LAYOUTS`; by default all are tried.
 
     Raises:
       InputError: no such folder or layout, none of the layouts or several of them, or one that is not complete.
+
+    Warns:
+      InputWarning: it is for training, and folders with normal pictures hold files that are not used.
     """
     category = find_category(path, layout=layout)
     if category is None:
@@ -49,6 +55,11 @@ def open_category(
         raise InputError("has no test pictures", where=path, hint="put them in test/<defect> or test/good")
     if need_masks and not category.masked:
         raise InputError("has no masks", where=path, hint="put them in ground_truth/<defect>")
+    if not need_test and category.unused:
+        names = [path.name for path in category.unused]
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        what = f"files for training are not used: {', '.join(names[:SHOWN])}{more}"
+        warnings.warn(InputWarning(what, where=path, hint="save pictures as PNG"), stacklevel=2)
     return category
 
 
@@ -94,7 +105,12 @@ def mvtec(root: Path) -> Category | None:
     train, test = below(root, "train", GOOD), below(root, "test")
     if not train.is_dir() or (below(root, "test_public").is_dir() and not test.is_dir()):
         return None
-    return _category(root, _normal(root, GOOD), _tests(test, below(root, "ground_truth")))
+    return _category(
+        root,
+        _normal(root, GOOD),
+        find_tests(test, below(root, "ground_truth")),
+        unused_files(below(root, "train", GOOD)),
+    )
 
 
 def mvtec2(root: Path) -> Category | None:
@@ -108,7 +124,12 @@ def mvtec2(root: Path) -> Category | None:
     test = below(root, "test_public")
     if not below(root, "train", GOOD).is_dir() or not test.is_dir():
         return None
-    return _category(root, _normal(root, GOOD), _tests(test, below(test, "ground_truth")))
+    return _category(
+        root,
+        _normal(root, GOOD),
+        find_tests(test, below(test, "ground_truth")),
+        unused_files(below(root, "train", GOOD)),
+    )
 
 
 def btad(root: Path) -> Category | None:
@@ -119,7 +140,12 @@ def btad(root: Path) -> Category | None:
     """
     if not below(root, "train", "ok").is_dir():
         return None
-    return _category(root, _normal(root, "ok"), _tests(below(root, "test"), below(root, "ground_truth")))
+    return _category(
+        root,
+        _normal(root, "ok"),
+        find_tests(below(root, "test"), below(root, "ground_truth")),
+        unused_files(below(root, "train", "ok")),
+    )
 
 
 def visa(root: Path) -> Category | None:
@@ -203,9 +229,9 @@ def kolektor(root: Path) -> Category | None:
     train, tests = [], []
     for number, item in enumerate(items, start=1):
         pictures = pictures_in(item)
-        masks = {_label_of(path): path for path in pictures if path.stem.endswith("_label")}
+        masks = {_name(path): path for path in pictures if path.stem.endswith("_label")}
         for path in (path for path in pictures if path not in masks.values()):
-            mask = masks.get(_key(Path(path.name)))
+            mask = masks.get(_name(path))
             if mask is None:
                 raise InputError("has no mask", where=path, hint=f"put one at {path.stem}_label.bmp beside it")
             if defective := bool(read_mask(mask).any()):
@@ -230,10 +256,10 @@ def dagm(root: Path) -> Category | None:
         return None
     found: list[list[TestImage]] = []
     for folder in folders:
-        masks = {_label_of(path): path for path in pictures_in(below(folder, "label"))}
-        pictures = {_key(Path(path.name)): path for path in pictures_in(folder)}
+        masks = {_name(path): path for path in pictures_in(below(folder, "label"))}
+        pictures = {_name(path): path for path in pictures_in(folder)}
         if unused := masks.keys() - pictures.keys():
-            raise _without_picture(masks[min(unused)], folder)
+            raise without_picture(masks[min(unused)], folder)
         found.append(
             [TestImage(path, "defect" if key in masks else GOOD, masks.get(key)) for key, path in pictures.items()]
         )
@@ -253,7 +279,7 @@ LAYOUTS: dict[str, Callable[[Path], Category | None]] = {
 """Layouts by name."""
 
 
-def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage]) -> Category:
+def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage], unused: Iterable[Path] = ()) -> Category:
     resolved = root.resolve()
     cases = sorted(tests, key=lambda case: (case.defect, case.lot, case.path.name))
     seen: dict[str, Path] = {}
@@ -261,7 +287,7 @@ def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage]) -> 
         if case.id in seen:
             raise InputError(f"has the name of {seen[case.id].name}", where=case.path, hint="rename one of them")
         seen[case.id] = case.path
-    return Category(root, resolved.name, resolved.parent.name, tuple(sorted(train)), tuple(cases))
+    return Category(root, resolved.name, resolved.parent.name, tuple(sorted(train)), tuple(cases), tuple(unused))
 
 
 def _normal(root: Path, name: str) -> list[Path]:
@@ -270,58 +296,9 @@ def _normal(root: Path, name: str) -> list[Path]:
     return check_filled(find_images(train), train) + find_images(below(root, "validation", name))
 
 
-def _tests(test: Path, truth: Path) -> Iterator[TestImage]:
-    """Pictures in a folder for each defect, and their masks in folders of the same names; no masks where none are."""
-    known = truth.is_dir()
-    unused = set(find_images(truth)) if test.is_dir() else set()
-    for folder in subfolders(test):
-        if folder == truth:
-            continue
-        own = below(truth, folder.name)
-        masks, defect = _masks(own), GOOD if folder.name.casefold() in (GOOD, "ok") else folder.name
-        for path in check_filled(find_images(folder), folder):
-            place = path.relative_to(folder)
-            lot = place.parent.as_posix() if place.parent.parts else ""
-            mask = _mask(masks, own, place)
-            if mask is None and known and defect != GOOD:
-                wanted = own / place.parent / f"{path.stem}_mask.png"
-                raise InputError("has no mask", where=path, hint=f"put one at {wanted}")
-            if mask is not None:
-                unused -= set(find_images(mask) if mask.is_dir() else [mask])
-            yield TestImage(path, defect, mask, lot)
-    if unused:
-        raise _without_picture(min(unused), test)
-
-
-def _masks(folder: Path) -> dict[str, Path]:
-    """Files below a folder by their names without suffix, in lower case."""
-    found: dict[str, Path] = {}
-    for path in find_images(folder):
-        if (other := found.setdefault(_key(path.relative_to(folder)), path)) != path:
-            raise _second(path, other)
-    return found
-
-
-def _mask(masks: dict[str, Path], folder: Path, picture: Path) -> Path | None:
-    """Of a picture, by its path below the folder of its defect."""
-    key = _key(picture)
-    named = [masks[name] for name in (f"{key}_mask", key) if name in masks]
-    if len(named) > 1:
-        raise _second(*named)
-    if named:
-        return named[0]
-    several = next((path.parent for name, path in masks.items() if name.startswith(f"{key}/")), None)
-    return several if several is None or several.parent == (folder / picture).parent else None
-
-
-def _key(path: Path) -> str:
-    """A name of which files of other suffixes, in upper or lower case, are for the same picture."""
-    return path.with_suffix("").as_posix().casefold()
-
-
-def _label_of(mask: Path) -> str:
-    """The name of the picture that a mask such as `0576_label.PNG` belongs to."""
-    return _key(Path(mask.name)).removesuffix("_label")
+def _name(path: Path) -> str:
+    """The stem of a picture in lower case, or the one that a mask such as `0576_label.PNG` belongs to."""
+    return path.stem.casefold().removesuffix("_label")
 
 
 def _listed(root: Path, picture: str, defect: str, mask: str | None) -> TestImage:
@@ -332,11 +309,3 @@ def _listed(root: Path, picture: str, defect: str, mask: str | None) -> TestImag
 def _unlisted(path: Path, error: Exception) -> InputError:
     reason = error.strerror if isinstance(error, OSError) else error
     return InputError(f"cannot be read ({reason})", where=path, hint="put the data set's own list there")
-
-
-def _without_picture(mask: Path, folder: Path) -> InputError:
-    return InputError(f"is a mask without a picture in {folder.name}", where=mask, hint="remove it")
-
-
-def _second(path: Path, other: Path) -> InputError:
-    return InputError(f"is a mask of the same picture as {other.name}", where=path, hint="remove one of them")

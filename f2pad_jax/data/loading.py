@@ -19,7 +19,9 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def read_test(case: TestImage, size: Size | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_test(
+    case: TestImage, size: Size | None = None, *, white_level: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """A test picture and its mask (all False for a good one), both resized if a size is given.
 
     Returns:
@@ -29,7 +31,7 @@ def read_test(case: TestImage, size: Size | None = None) -> tuple[np.ndarray, np
       InputError: either cannot be read, the two differ in size, a defect has no mask, or the mask of a good picture
         is not black.
     """
-    image = read_image(case.path)
+    image = read_image(case.path, white_level=white_level)
     if case.mask is None:
         if not case.good:
             raise InputError("has no mask", where=case.path, hint="put one where its layout has it")
@@ -43,12 +45,15 @@ def read_test(case: TestImage, size: Size | None = None) -> tuple[np.ndarray, np
     return resize_image(image, sides_of(size)), resize_mask(mask, sides_of(size))
 
 
-def load_images(paths: Sequence[Path], size: Size | None, *, threads: int | None = None) -> tuple[np.ndarray, Failures]:
+def load_images(
+    paths: Sequence[Path], size: Size | None, *, white_level: int | None = None, threads: int | None = None
+) -> tuple[np.ndarray, Failures]:
     """Reads many pictures; one that cannot be read loses none of the others.
 
     Args:
       paths: the files.
       size: height and width they are resized to, or the side of a square; None leaves them as they are.
+      white_level: as for `read_image`.
       threads: readers at work together; None leaves it to the standard library.
 
     Returns:
@@ -57,7 +62,9 @@ def load_images(paths: Sequence[Path], size: Size | None, *, threads: int | None
     Raises:
       InputError: they keep their sizes, and these differ.
     """
-    images, kept, failures = _load(lambda path: read_image(path, size), paths, lambda path: path, threads)
+    images, kept, failures = _load(
+        lambda path: read_image(path, size, white_level=white_level), paths, lambda path: path, threads
+    )
     if not images:
         return np.zeros((0, *sides_of(size or 0), 3), np.uint8), failures
     _check_alike(images, kept)
@@ -65,7 +72,7 @@ def load_images(paths: Sequence[Path], size: Size | None, *, threads: int | None
 
 
 def load_tests(
-    cases: Sequence[TestImage], size: Size | None, *, threads: int | None = None
+    cases: Sequence[TestImage], size: Size | None, *, white_level: int | None = None, threads: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, list[TestImage], Failures]:
     """Reads many test pictures with their masks, as `load_images` does.
 
@@ -75,7 +82,9 @@ def load_tests(
     Raises:
       InputError: they keep their sizes, and these differ.
     """
-    pairs, kept, failures = _load(lambda case: read_test(case, size), cases, lambda case: case.path, threads)
+    pairs, kept, failures = _load(
+        lambda case: read_test(case, size, white_level=white_level), cases, lambda case: case.path, threads
+    )
     if not pairs:
         sides = sides_of(size or 0)
         return np.zeros((0, *sides, 3), np.uint8), np.zeros((0, *sides), bool), [], failures
@@ -85,12 +94,12 @@ def load_tests(
 
 
 def load_category(
-    category: Category, size: Size | None
+    category: Category, size: Size | None, *, white_level: int | None = None
 ) -> tuple[np.ndarray, np.ndarray | None, list[TestImage], Failures]:
     """Reads all test pictures of a category, as `load_tests` does; masks are None where some defects have none."""
     if category.masked:
-        return load_tests(category.test, size)
-    images, failures = load_images([case.path for case in category.test], size)
+        return load_tests(category.test, size, white_level=white_level)
+    images, failures = load_images([case.path for case in category.test], size, white_level=white_level)
     unreadable = {path for path, _ in failures}
     return images, None, [case for case in category.test if case.path not in unreadable], failures
 
@@ -102,7 +111,9 @@ def _read_mask(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         mask = read_mask(part)
         if mask.shape != shape:
             sides = "{1} × {0} pixels, its picture {3} × {2}".format(*mask.shape, *shape)
-            raise InputError(f"the mask has {sides}", where=part, hint="give both one size")
+            turned = mask.shape == shape[::-1]
+            hint = "turn it: its picture is turned as the EXIF orientation says" if turned else "give both one size"
+            raise InputError(f"the mask has {sides}", where=part, hint=hint)
         merged |= mask
     return merged
 

@@ -34,6 +34,7 @@ def synthesize_category(
     seed: int = 0,
     size: int | None = None,
     layout: str | None = None,
+    white_level: int | None = None,
 ) -> None:
     """Writes a category in MVTec AD's layout, its test pictures made by `anomalies.KINDS` (and `half_swap`).
 
@@ -52,6 +53,7 @@ def synthesize_category(
       seed: of all random choices.
       size: side of the square that pictures are resized to first; None keeps their own size.
       layout: of the category, a name of `layouts.LAYOUTS`; by default all are tried.
+      white_level: as for `read_image`.
 
     Raises:
       InputError: a folder or picture is missing or cannot be used, too few pictures are there, there is no such
@@ -78,15 +80,18 @@ def synthesize_category(
     kept = [path for index, path in enumerate(paths) if index not in chosen]
     records: list[dict[str, Any]] = []
 
+    def read(path: Path) -> np.ndarray:
+        return read_image(path, size, white_level=white_level)
+
     def tests() -> Iterator[tuple[str, str, np.ndarray, np.ndarray]]:
         for index, path in enumerate(held):
             rng = np.random.default_rng([seed, index])
-            image = read_image(path, size)
+            image = read(path)
             record = {"source": path.name}
             if structural and index % 2:
                 donor = held[(index + int(rng.integers(1, count))) % count]
                 defect, record["donor"] = "structural", donor.name
-                x, mask = half_swap(image, read_image(donor, size), rng, masks=shapes)
+                x, mask = half_swap(image, read(donor), rng, masks=shapes)
             else:
                 kind = kinds[(index // 2 if structural else index) % len(kinds)]
                 defect = folder_of(kind)
@@ -95,7 +100,7 @@ def synthesize_category(
             yield defect, f"{index:03d}", x, mask
 
     with new_folder(out) as folder:
-        write_category(folder, (read_image(path, size) for path in kept), tests())
+        write_category(folder, (read(path) for path in kept), tests())
         write_manifest(
             folder,
             generator="cut-paste, arXiv 2407.06519 Eq. (16)",
