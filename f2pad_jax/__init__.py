@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         terms,
     )
     from f2pad_jax.defects import Defect, find_defects
-    from f2pad_jax.errors import InputError
+    from f2pad_jax.errors import InputError, InputWarning
+    from f2pad_jax.estimator import Detector
     from f2pad_jax.evaluation import evaluate
     from f2pad_jax.fitting import fit
     from f2pad_jax.maps import calibrate, refine
@@ -40,7 +41,8 @@ _HOMES = {
     "core": "Energy Penalty Problem Settings Solution State Status init objective penalties solve solve_many step "
     "terms",
     "defects": "Defect find_defects",
-    "errors": "InputError",
+    "errors": "InputError InputWarning",
+    "estimator": "Detector",
     "evaluation": "evaluate",
     "fitting": "fit",
     "maps": "calibrate refine",
@@ -55,8 +57,10 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names.split()}
 
 __all__ = [
     "Defect",
+    "Detector",
     "Energy",
     "InputError",
+    "InputWarning",
     "Model",
     "Penalty",
     "Problem",

@@ -155,10 +155,11 @@ def run_fit(arguments: argparse.Namespace) -> int:
         options=options,
         inpainter=inpainter,
         roi=inside,
+        white_level=white,
     )
     if normal_maps:
         model = calibrate(model, normal_maps)
-    save_model(replace(model, windowed=arguments.windows is not None, roi=roi, white_level=white), arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(

@@ -21,6 +21,10 @@ class InputError(ValueError):
         super().__init__(_line(what, where, hint))
 
 
+class KindError(InputError, TypeError):
+    """Something that is no picture at all: an `InputError` that is a TypeError as well."""
+
+
 class InputWarning(UserWarning):
     """Input that is used, but perhaps not as it was meant: what, where and what to do, in one line.
 

@@ -15,6 +15,7 @@ from f2pad_jax.calibration import Limits, limits_of
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
+from f2pad_jax.data.arrays import as_stack
 from f2pad_jax.data.images import resize_mask
 from f2pad_jax.data.synthesize import cut_paste
 from f2pad_jax.detectors import Detector, Maps, bound_of, check_options, detector_class
@@ -95,7 +96,7 @@ def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synth
 
 
 def fit(
-    images: np.ndarray,
+    images: Any,
     *,
     detector: str,
     extractor: Extractor,
@@ -106,6 +107,7 @@ def fit(
     options: Mapping[str, Any] | None = None,
     inpainter: Inpainter | None = None,
     roi: np.ndarray | None = None,
+    white_level: int | None = None,
 ) -> Model:
     """Fits a detector and calibrates F2PAD on normal pictures alone.
 
@@ -113,7 +115,8 @@ def fit(
     measured, and what scores normal pictures reach.
 
     Args:
-      images: normal pictures, uint8 RGB (N, H, W, 3), N ≥ 3, in the shape in which test pictures are worked on.
+      images: N ≥ 3 normal pictures of one size, in which test pictures are worked on: uint8 RGB (N, H, W, 3), or
+        pictures as `data.arrays.as_picture` takes them.
       detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow".
       extractor: of `load_extractor`.
       seen: (height, width) to which pictures are reduced for the extractor, such as that of `reducing.seen_shape`; by
@@ -125,6 +128,7 @@ def fit(
       inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
       roi: region of interest, bool: (H, W), brought to the pictures' size by nearest neighbour, or one for each
         picture, (N, H, W). Thresholds are those of its pixels; the model keeps one that all pictures share.
+      white_level: the level of white of pictures with more than eight bits, these and those to come.
 
     Raises:
       InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind or smaller than the
@@ -133,9 +137,7 @@ def fit(
     chosen, options = detector_class(detector), options or {}
     check_options(chosen, options)
     check_procedure(procedure)
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
-        raise InputError(f"the pictures are {images.dtype} {images.shape}", hint="give uint8 RGB, (N, H, W, 3)")
+    images = as_stack(images, white_level=white_level)
     shape: Shape = (images.shape[1], images.shape[2])
     seen = seen or shape
     coarsest = extractor.strides[-1]
@@ -178,6 +180,7 @@ def fit(
         tuned_on="default",
         seed=seed,
         inpainter=inpainter,
+        white_level=white_level,
     )
     sights = look(model, held_out)
     scores, costs = [sight.scores for sight in sights], [smooth_map(sight.costs, seen) for sight in sights]

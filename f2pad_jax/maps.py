@@ -15,7 +15,8 @@ from typing import Any, overload
 import numpy as np
 
 from f2pad_jax.calibration import Units, units_of
-from f2pad_jax.data.images import MAX_PIXELS, _opened, check_images
+from f2pad_jax.data.decoding import MAX_PIXELS, opened
+from f2pad_jax.data.images import check_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.interest import check_roi
 from f2pad_jax.model import Model, foreign_scores, look, with_map
@@ -42,7 +43,8 @@ def read_map(path: str | os.PathLike[str]) -> np.ndarray:
     path = Path(path)
     if path.suffix.casefold() in (".npy", ".npz"):
         return check_map(_read_arrays(path), where=path)
-    with _opened(path) as picture:
+    with opened(path) as decoded:
+        picture = decoded.picture
         if picture.mode != "F" and not picture.mode.startswith(("L", "I")):
             hint = "save the scores themselves, in one channel"
             raise InputError(f"is a picture in colours ({picture.mode})", where=path, hint=hint)

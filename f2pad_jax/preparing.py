@@ -13,7 +13,8 @@ from scipy import ndimage
 from f2pad_jax.boxes import Box, enclosing
 from f2pad_jax.calibration import Limits
 from f2pad_jax.core import Problem, Reduction, Settings, reduce, sharing_weights
-from f2pad_jax.data.images import check_images, resize_image, resize_mask
+from f2pad_jax.data.arrays import as_picture
+from f2pad_jax.data.images import resize_image, resize_mask
 from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.fills import FILLS
 from f2pad_jax.model import Model, Sight, apply_extractor, look
@@ -271,12 +272,12 @@ def _reduction(model: Model, sight: Sight, box: Box) -> Reduction | None:
     )
 
 
-def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
+def prepare(model: Model, image: Any) -> tuple[Problem, jax.Array]:
     """The problem of one picture and n⁽⁰⁾, for `objective`, `solve` and experiments of one's own.
 
     Args:
       model: as fitted or tuned.
-      image: uint8 RGB (H, W, 3), resized to the model's shape.
+      image: a picture of any size as `data.arrays.as_picture` takes it; it is resized to the model's shape.
 
     Returns:
       The problem, and n⁽⁰⁾ as (H, W, 3) float32, ImageNet-normalised; of a model whose extractor sees a reduced picture
@@ -284,9 +285,9 @@ def prepare(model: Model, image: np.ndarray) -> tuple[Problem, jax.Array]:
       stays x.
 
     Raises:
-      InputError: not such an array.
+      InputError: no such picture.
     """
-    own = resize_image(check_images(image, rank=3), model.shape)
+    own = resize_image(as_picture(image, white_level=model.white_level), model.shape)
     (sight,) = look(model, own[None])
     place = locate(model, sight)
     start, problem, _ = build(model, plan(model, sight, *place))

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import numpy as np
+from PIL import Image
 from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
 from f2pad_jax.core.pixels import denormalize
-from f2pad_jax.data.images import check_images, resize_image, resize_map, resize_mask
+from f2pad_jax.data.arrays import as_pictures
+from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
 from f2pad_jax.interest import check_roi, lowest_outside
 from f2pad_jax.model import Model, Sight, look
@@ -75,26 +78,36 @@ class Segmentation:
 @overload
 def segment(
     model: Model,
-    images: np.ndarray,
+    images: str | os.PathLike[str] | Image.Image,
     *,
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
     title: str | None = None,
-) -> Any: ...
+) -> Segmentation: ...
 @overload
 def segment(
     model: Model,
-    images: Sequence[np.ndarray],
+    images: Sequence[Any],
     *,
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
     title: str | None = None,
 ) -> list[Segmentation]: ...
+@overload
 def segment(
     model: Model,
-    images: np.ndarray | Sequence[np.ndarray],
+    images: Any,
+    *,
+    roi: np.ndarray | None = None,
+    grow: bool = False,
+    smallest_defect: int = 0,
+    title: str | None = None,
+) -> Any: ...
+def segment(
+    model: Model,
+    images: Any,
     *,
     roi: np.ndarray | None = None,
     grow: bool = False,
@@ -108,7 +121,9 @@ def segment(
 
     Args:
       model: as fitted or tuned.
-      images: uint8 RGB: a picture (H, W, 3), a stack (N, H, W, 3), or a list of pictures of any sizes.
+      images: a picture, a stack (N, H, W, C), or a list of pictures of any sizes. A picture is an array (H, W) or
+        (H, W, C), grey, RGB or RGBA, of uint8, uint16 or floats in [0, 1], a PIL image or the name of a file, as
+        `data.arrays.as_picture` takes it.
       roi: what is inspected, (H, W) bool, in place of the model's own region of interest; where a picture has another
         size it is brought to that by nearest neighbour. Outside nothing is scored or marked.
       grow: whether regions grow where the recovered picture still scores high at their border.
@@ -120,7 +135,8 @@ def segment(
       A `Segmentation` of a picture, or a list of them.
 
     Raises:
-      InputError: not such arrays, or the region of interest is empty.
+      InputError: no such pictures, or the region of interest is empty; a KindError, which is a TypeError as well, where
+        pictures are of another kind.
 
     Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
@@ -128,8 +144,7 @@ def segment(
     """
     from f2pad_jax.windows import segment_windows  # segments each window by `segment_alike`
 
-    single = getattr(images, "ndim", 4) != 4
-    pictures = [check_images(image, rank=3) for image in ([images] if single else images)]
+    pictures, single = as_pictures(images, white_level=model.white_level)
     if roi is not None:
         model = replace(model, roi=check_roi(roi))
     results: list[Segmentation] = []

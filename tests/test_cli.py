@@ -225,7 +225,12 @@ def test_pictures_of_cameras_through_the_command_line(
 ) -> None:
     """Twelve bits in training and test pictures, masks after JPEG, and files that are not used."""
     read: list[np.ndarray] = []
-    monkeypatch.setattr(commands, "fit", lambda images, **_: read.append(images) or tiny_model)
+
+    def fit(images: np.ndarray, *, white_level: int | None, **_: Any) -> Model:
+        read.append(images)
+        return replace(tiny_model, white_level=white_level)
+
+    monkeypatch.setattr(commands, "fit", fit)
     for path in (*(work / TRAIN).iterdir(), *(work / TEST).iterdir()):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
         Image.fromarray(np.minimum(grey * 16, 4095).astype(np.uint16)).save(path)
@@ -233,14 +238,14 @@ def test_pictures_of_cameras_through_the_command_line(
         Image.open(path).save(path.with_suffix(".jpg"))
         path.unlink()
     (work / TRAIN / "notes.txt").write_text("")
-    fit = ["fit", "set/brick", *FIT, "--size", str(SIZE), "--shots", "8"]
+    command = ["fit", "set/brick", *FIT, "--size", str(SIZE), "--shots", "8"]
     capsys.readouterr()
-    assert main([*fit, "--out", "dark"]) == 0
+    assert main([*command, "--out", "dark"]) == 0
     lines = capsys.readouterr().err.strip().splitlines()
     assert "files for training are not used: notes.txt" in lines[0]
     assert "upper ones are unused; if its white is 4095, give that as the white level (--white-level 4095)" in lines[1]
     assert lines[2].startswith("f2pad: warning: so it is with 7 more: has 16 bits")
-    assert main([*fit, "--white-level", "4095", "--out", "bright"]) == 0
+    assert main([*command, "--white-level", "4095", "--out", "bright"]) == 0
     assert load_model("bright").white_level == 4095
     assert read[1].max() > 4 * read[0].max()
     capsys.readouterr()

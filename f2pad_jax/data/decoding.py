@@ -100,10 +100,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Decoded]:
             with picture:
                 if page > 1:
                     picture.seek(page - 1)
-                facts = _facts(picture)
-                with _silent() if picture.format == "TIFF" else nullcontext():
-                    picture.load()
-                yield Decoded(ImageOps.exif_transpose(picture), *facts)
+                yield decode(picture)
     except InputError:
         raise
     except InputWarning:  # where warnings are errors
@@ -116,6 +113,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[Decoded]:
         raise InputError("is no picture that can be read", where=path, hint="save it as PNG") from error
     except Exception as error:  # a decoder fed with damaged bytes raises nearly anything
         raise InputError(f"cannot be decoded ({error})", where=path, hint="copy or save it again") from error
+
+
+def decode(picture: Image.Image) -> Decoded:
+    """A picture that Pillow has opened or made, upright."""
+    facts = _facts(picture)
+    with _silent() if picture.format == "TIFF" else nullcontext():
+        picture.load()
+    return Decoded(ImageOps.exif_transpose(picture), *facts)
 
 
 def _facts(picture: Image.Image) -> tuple[int, bool, bool]:
@@ -209,15 +214,32 @@ def _white_of(decoded: Decoded, path: str | os.PathLike[str], white_level: int |
         raise InputError(what, where=path, hint="save it in grey, or with 8 bits")
     if not picture.mode.startswith("I"):
         return None
-    levels = np.asarray(picture)
+    own = None if decoded.white == WHITE and not decoded.inverted else decoded.white
+    return check_white(np.asarray(picture), path, white_level, own=own)
+
+
+def check_white(
+    levels: np.ndarray, path: str | os.PathLike[str], white_level: int | None, *, own: int | None = None
+) -> int:
+    """The level of white of grey with more than eight bits.
+
+    Args:
+      levels: of the picture, whole numbers.
+      path: the file, for errors.
+      white_level: as for `to_rgb`.
+      own: what the file says, where it does.
+
+    Raises:
+      InputError: there are levels below 0, over 65535 or over the white level.
+    """
     lowest, highest = int(levels.min()), int(levels.max())
     if lowest < 0 or highest > WHITE:
         raise InputError("has 32-bit integer pixels", where=path, hint="save it with 8 or 16 bits")
     if white_level is None:
         white = next((white for white in USUAL_WHITES if highest <= white), None)
-        if decoded.white == WHITE and highest and white is not None and not decoded.inverted:
+        if own is None and highest and white is not None:
             _tell_unused(path, f"if its white is {white}, give that as the white level (--white-level {white})")
-        return decoded.white
+        return own or WHITE
     if highest > white_level:
         raise InputError(
             f"has a level of {highest}, over the white level {white_level}", where=path, hint="give the camera's own"

@@ -146,20 +146,3 @@ def write_tiff(path: str | os.PathLike[str], values: np.ndarray) -> None:
     buffer = io.BytesIO()
     Image.fromarray(values.astype(np.float32)).save(buffer, format="TIFF")
     write_bytes(path, buffer.getvalue())
-
-
-def check_images(images: object, *, rank: int) -> np.ndarray:
-    """An array that is checked to be one picture or a stack of them.
-
-    Args:
-      images: uint8 RGB.
-      rank: 3 for one picture (H, W, 3), 4 for a stack (N, H, W, 3).
-
-    Raises:
-      InputError: of another type, rank or number of channels, or without pixels.
-    """
-    array = np.asarray(images)
-    if array.dtype != np.uint8 or array.ndim != rank or array.shape[-1] != 3 or 0 in array.shape[-3:]:
-        what, wanted = ("the picture is", "(H, W, 3)") if rank == 3 else ("the pictures are", "(N, H, W, 3)")
-        raise InputError(f"{what} {array.dtype} {array.shape}", hint=f"give uint8 RGB, {wanted}")
-    return array
