@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from f2pad_jax import __version__
+from f2pad_jax.configuration import parse
 from f2pad_jax.console import prepare_console, told_once
 from f2pad_jax.errors import InputError
 from f2pad_jax.startup import prepare_jax
@@ -70,6 +71,11 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=name)
+        made.add_argument(
+            "--config",
+            metavar="FILE",
+            help="TOML file with options, such as the settings.toml of a result; those given here count instead",
+        )
         return made
 
     def out(to: argparse.ArgumentParser, metavar: str, text: str) -> None:
@@ -330,9 +336,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     warnings.formatwarning = lambda message, *_: f"f2pad: warning: {message}\n"
     warnings.filterwarnings("ignore", module=r"PIL\b")  # what is wrong with a picture is our line to say
     warnings.filterwarnings("ignore", ".*persistent compilation cache")  # no cache is slower and as right
-    arguments = parser().parse_args(argv)
-    prepare_jax()
     try:
+        arguments = parse(parser(), sys.argv[1:] if argv is None else argv)
+        prepare_jax()
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 
         with told_once():

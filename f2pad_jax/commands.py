@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from f2pad_jax import __version__, doubts, report
 from f2pad_jax.checkpoint import check_target, is_checkpoint, seal
+from f2pad_jax.configuration import write_settings
 from f2pad_jax.core import Settings
 from f2pad_jax.data.folders import list_images
 from f2pad_jax.data.images import read_image
@@ -68,7 +69,7 @@ def run_demo(arguments: argparse.Namespace) -> int:
             done = evaluate(model, images, masks, names, dataset="textures", category=category)
             runs.append(done.run)
             rows += _rows(model, done, images, masks, names)
-    _write(out, runs, rows)
+    _write(out, arguments, runs, rows)
     return _status(runs)
 
 
@@ -225,6 +226,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])
     with owned(out):
+        write_settings(out, arguments)
         records = segment_files(
             model,
             paths,
@@ -267,7 +269,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         done = evaluate_images(model, images, defective, names, **about)
     else:
         done = evaluate(model, images, masks, names, **about)
-    _write(out, [done.run], _rows(model, done, images, masks, names))
+    _write(out, arguments, [done.run], _rows(model, done, images, masks, names))
     return _status([done.run])
 
 
@@ -301,7 +303,9 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         shard=(arguments.shard_index, arguments.shard_count),
         jobs=arguments.jobs,
     )
-    return DONE if experiment(request, on_failure=fail, say=print) else UNUSABLE
+    done = experiment(request, on_failure=fail, say=print)
+    write_settings(arguments.out, arguments)
+    return DONE if done else UNUSABLE
 
 
 def run_export(arguments: argparse.Namespace) -> int:
@@ -394,10 +398,13 @@ def _rows(
         yield stem, panel_row(label, image, result, mask)
 
 
-def _write(out: Path, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]) -> None:
-    """Writes `metrics.json`, `overview.png` and `panels/`, and prints the table."""
+def _write(
+    out: Path, arguments: argparse.Namespace, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]
+) -> None:
+    """Writes `metrics.json`, `overview.png`, `panels/` and `settings.toml`, and prints the table."""
     rows = list(rows)
     with owned(out):
+        write_settings(out, arguments)
         _write_files(out, runs, rows)
     for run in runs:
         _warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])

@@ -128,7 +128,7 @@ def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsy
     stems = ["one_same", "two_same"]
     kinds = ["mask.png", "normal.png", "panel.png", "score.tiff", "refined.tiff"]
     assert sorted(path.name for path in (work / "out").iterdir()) == sorted(
-        ["coco.json", "results.jsonl"] + [f"{stem}_{kind}" for stem in stems for kind in kinds]
+        ["coco.json", "results.jsonl", "settings.toml"] + [f"{stem}_{kind}" for stem in stems for kind in kinds]
     )
     assert {line.get("verdict") for line in lines} <= {None, "ok", "defect", "unexplained"}
     for stem, image in zip(stems, (wide, picture), strict=True):
@@ -199,6 +199,7 @@ def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None,
     (work / "set/brick/test/ok").mkdir()
     shutil.copy(work / "set/brick/train/good/000.png", work / "set/brick/test/ok/000.png")
     (work / "set/brick/test/ok/broken.png").write_bytes(b"")
+    written = work / "out/settings.toml"
     capsys.readouterr()
     assert main(["evaluate", "model", "set/brick", "--layout", "mvtec", "--out", "out"]) == 2  # for the broken one
     output = capsys.readouterr()
@@ -211,6 +212,9 @@ def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None,
         ("color/000", True), ("color/001", True), ("good/000", False), ("good/broken", None)
     ]  # fmt: skip
     assert len(list((work / "out/panels").iterdir())) == 3
+    assert main(["--config", str(written), "--out", "again"]) == 2
+    (again,) = json.loads((work / "again/metrics.json").read_text())["runs"]
+    assert again == run
     capsys.readouterr()
     assert main(["evaluate", "model", "set/brick", "--oracle", "--out", "tuned"]) == 2
     assert "has no masks" in capsys.readouterr().err

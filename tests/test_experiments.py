@@ -17,6 +17,7 @@ from scipy import ndimage
 from solving import tiny_extractor
 
 from f2pad_jax.cli import main
+from f2pad_jax.configuration import SETTINGS
 from f2pad_jax.core import Settings, Solution, solve
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import cflow_training
@@ -35,7 +36,9 @@ def experiment(name: str, out: Path, *options: str) -> int:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """All but the settings, which name the folder."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SETTINGS)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module", autouse=True)

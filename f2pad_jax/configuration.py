@@ -1,0 +1,138 @@
+"""Options from a file: `--config FILE.toml` for every command, and the file that repeats a run."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import tomli_w
+
+from f2pad_jax.errors import InputError
+from f2pad_jax.output import write_bytes
+
+SETTINGS = "settings.toml"
+OPTION = "--config"
+COMMAND = "command"  # the key that names the command
+OURS = frozenset({"run", "config", COMMAND})  # of the parsed arguments, what is no option
+
+
+def parse(top: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, some of them from the file that `--config` names.
+
+    The file has a key for each option, without dashes in front, and for each argument; what the command line gives
+    counts instead. Where that names no command, the file does.
+
+    Args:
+      top: the parser of all commands.
+      argv: arguments without the program's name.
+
+    Raises:
+      InputError: the file cannot be read, is of another command, or has a key or value that the command does not know.
+    """
+    finder = argparse.ArgumentParser(prog=top.prog, add_help=False, allow_abbrev=False)
+    finder.error = top.error
+    finder.add_argument(OPTION, type=Path)
+    found, rest = finder.parse_known_args(argv)
+    if found.config is None:
+        return top.parse_args(argv)
+    values = _read(found.config)
+    own = values.pop(COMMAND, None)
+    if not rest or rest[0].startswith("-"):
+        if not isinstance(own, str):
+            raise InputError("names no command", where=found.config, hint='name one, or write command = "segment"')
+        rest = [own, *rest]
+    elif own not in (None, rest[0]):
+        raise InputError(f"is of the command {own}, not {rest[0]}", where=found.config, hint="name another file")
+    lists = _apply(_command(top, rest), values, found.config)
+    arguments = top.parse_args(rest)
+    for name, given in lists.items():  # argparse adds to the list of the file what the command line gives
+        if len(value := getattr(arguments, name)) > len(given):
+            setattr(arguments, name, value[len(given) :])
+    return arguments
+
+
+def write_settings(folder: Path, arguments: argparse.Namespace) -> None:
+    """Writes `settings.toml`, which repeats the command from the same current folder.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    values = {name: _plain(value) for name, value in vars(arguments).items() if name not in OURS and value is not None}
+    values = {name.replace("_", "-"): value for name, value in values.items() if value != []}
+    text = tomli_w.dumps({COMMAND: arguments.run, **values})
+    write_bytes(folder / SETTINGS, text.encode("utf-8", "replace"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="name a TOML file") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"is no TOML ({error})", where=path, hint="write lines such as size = 224") from error
+
+
+def _command(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
+    """The parser of the command that words name, or the innermost that they do."""
+    for word in words:
+        choices = next((a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)), {})
+        if word not in choices:
+            break
+        top = choices[word]
+    return top
+
+
+def _apply(command: argparse.ArgumentParser, values: dict[str, Any], path: Path) -> dict[str, list[Any]]:
+    """Makes values the defaults of a command's options; those that are lists, by name."""
+    actions = {
+        action.dest.replace("_", "-"): action
+        for action in command._actions
+        if action.dest not in ("help", *OURS) and not isinstance(action, argparse._SubParsersAction)
+    }
+    lists = {}
+    for name, value in values.items():
+        action = actions.get(name)
+        if action is None:
+            raise InputError(
+                f"{command.prog.split(' ', 1)[-1]} has no {name!r}", where=path, hint=f"choose of {', '.join(actions)}"
+            )
+        many = isinstance(action, argparse._AppendAction)
+        action.default = _value(action, value, name, path)
+        action.required = False
+        if many:
+            lists[action.dest] = action.default
+        elif not action.option_strings:
+            action.nargs = "*" if action.nargs in ("*", "+") else "?"
+    return lists
+
+
+def _value(action: argparse.Action, value: Any, name: str, path: Path) -> Any:
+    """A value of the file as the command line would have it."""
+
+    def fail(why: object) -> NoReturn:
+        raise InputError(f"{name} is {value!r} ({why})", where=path, hint="see --help of the command")
+
+    def one(item: Any) -> Any:
+        if isinstance(item, bool) or not isinstance(item, str | int | float):
+            fail("neither text nor a number")
+        try:
+            return action.type(str(item)) if callable(action.type) else str(item)
+        except argparse.ArgumentTypeError as error:
+            fail(error)
+        except ValueError:
+            fail(f"not a {getattr(action.type, '__name__', 'value')}")
+
+    if action.nargs == 0:
+        return value if isinstance(value, bool) else fail("neither true nor false")
+    if isinstance(action, argparse._AppendAction) or action.nargs in ("*", "+"):
+        return [one(item) for item in value] if isinstance(value, list) else fail("no list")
+    return one(value)
