@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -18,10 +20,19 @@ import skimage.data
 from PIL import Image
 from safetensors.numpy import save as save_safetensors
 
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.networks import efficientnet, resnet
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.weights import WeightStatus, import_weights, key_maps, list_weights, load_extractor, verify_weights
+from f2pad_jax.weights import (
+    WeightStatus,
+    import_weights,
+    key_maps,
+    list_weights,
+    load_extractor,
+    mae_keys,
+    verify_weights,
+)
+from f2pad_jax.weights.prefixes import unwrapped
 from f2pad_jax.weights.registry import NETWORKS, registry
 from f2pad_jax.weights.weight_files import read_weights
 
@@ -165,6 +176,67 @@ def test_a_whole_network_is_cut_and_its_counters_ignored(tmp_path: Path):
     scale = 2 / np.sqrt(4 + 1e-5)
     np.testing.assert_allclose(conv1["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0) * scale, rtol=1e-6)
     np.testing.assert_allclose(conv1["bias"], state["bn1.bias"] - 3 * scale, rtol=1e-6)
+
+
+def _safetensors(state: dict[str, np.ndarray], dtype: str) -> bytes:
+    """A safetensors file of another type than NumPy has, or than the arrays have."""
+    header, body = {}, b""
+    for name, array in state.items():
+        upper = array.astype("<f4").view("<u4") >> 16
+        data = upper.astype("<u2").tobytes() if dtype == "BF16" else array.tobytes()
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [len(body), len(body) + len(data)]}
+        body += data
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def test_half_precision_is_read(tmp_path: Path):
+    numbers = np.array([[1.5, -2.0], [0.1, 3e38]], np.float32)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(_safetensors({"a": numbers}, "BF16"))
+    found = read_weights(path)[0]["a"]
+    assert (found.dtype, found.shape) == (np.float32, (2, 2))
+    np.testing.assert_allclose(found, numbers, rtol=2**-7)
+    state = {name: array.astype(np.float16) for name, array in folded_state().items()}
+    path.write_bytes(save_safetensors(state))
+    kernel = load_extractor("resnet18", weights=path).params["conv1"]["kernel"]
+    assert kernel.dtype == np.float32
+    np.testing.assert_array_equal(kernel, state["conv1.weight"].transpose(2, 3, 1, 0))
+    path.write_bytes(_safetensors({"a": np.zeros(4, np.uint8)}, "F8_E4M3"))
+    assert "not a usable weight file (a holds numbers of type F8_E4M3)" in refusal(path)
+
+
+@pytest.mark.parametrize("wrapper", ["module.", "model._orig_mod.backbone.encoder."])
+def test_wrapped_names_are_recognised_and_named(tmp_path: Path, wrapper: str):
+    state = folded_state()
+    wrapped = {f"{wrapper}{name}": array for name, array in state.items()} | {"head.weight": np.zeros(2)}
+    path = saved(tmp_path / "wrapped.npz", wrapped)
+    with pytest.warns(InputWarning, match=f"wrapped.npz: its names are within '{wrapper}', and 1 names beside it are"):
+        params = load_extractor("resnet18", weights=path).params
+    np.testing.assert_array_equal(params["conv1"]["kernel"], state["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+def test_names_of_a_network_s_own_are_not_taken_for_wrappers():
+    state = {name: np.zeros(1) for name in ("encoder.norm.weight", "encoder.layer.weight", "patch.weight")}
+    assert unwrapped(state, {"encoder.norm.weight", "patch.weight"}, Path("a.npz")) is state
+    assert unwrapped(state, {"other"}, Path("a.npz")) is state
+    with pytest.warns(InputWarning, match="a.npz: its names are within 'encoder.'"):
+        assert set(unwrapped(state, {"norm.weight", "layer.weight"}, Path("a.npz"))) == {"norm.weight", "layer.weight"}
+
+
+def test_a_file_of_other_names_is_told_its_own(tmp_path: Path):
+    state = {f"student.{name}": array for name, array in folded_state().items()}
+    line = refusal(saved(tmp_path / "student.npz", state))
+    assert "missing conv1.weight" in line
+    assert "; the file's own names are student.conv1.bias, student.conv1.weight, student.layer1.0.conv1.bias," in line
+    assert line.endswith(" more")
+
+
+def test_an_autoencoder_within_a_wrapper_is_recognised():
+    for name in mae_keys.KNOWN:
+        with pytest.warns(InputWarning, match="within 'module.'"):
+            assert list(unwrapped({f"module.{name}": np.zeros(1)}, mae_keys.KNOWN, Path("a.pth"))) == [name]
+    assert {"patch_embed.proj.weight", "vit.embeddings.cls_token"} <= NETWORKS["mae_vit_base"].known
 
 
 def test_all_faults_are_reported_together(tmp_path: Path):

@@ -17,6 +17,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.networks.extractor import Extractor, check_precision
 from f2pad_jax.weights import cache
 from f2pad_jax.weights.fetching import by_hand, fetch
+from f2pad_jax.weights.prefixes import own_names, unwrapped
 from f2pad_jax.weights.registry import NETWORKS, Entry, entry, registry
 from f2pad_jax.weights.weight_files import read_weights
 
@@ -54,7 +55,11 @@ def load_params(name: str, *, weights: str | Path | None = None) -> tuple[dict[s
     Args:
       name: name in the registry.
       weights: a file to read instead of the package's or the imported one: torch's .pth, zip or legacy;
-        .safetensors; .npz. With batch norms or with these folded; whole or without its last layers.
+        .safetensors; .npz. With batch norms or with these folded; whole or without its last layers; in single or
+        half precision. Names may be wrapped by `prefixes.PREFIXES`, as trainers save them.
+
+    Warns:
+      InputWarning: names were wrapped.
 
     Raises:
       InputError: unknown name, no weights, or weights that are damaged or belong to another network.
@@ -187,13 +192,15 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
             where=path,
             hint=f"get {known.url}",
         )
+    state = unwrapped(state, network.known, path)
     network.check(state, path)
     try:
         params = network.convert(state)
         for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
             _check_values("/".join(str(key.key) for key in keys), np.abs(np.asarray(leaf)))
     except ValueError as error:
-        raise InputError(f"not the weights of {known.name}: {error}", where=path) from error
+        hint = own_names(state) if "missing" in str(error) else None
+        raise InputError(f"not the weights of {known.name}: {error}", where=path, hint=hint) from error
     return params, digest
 
 

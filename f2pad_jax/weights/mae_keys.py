@@ -54,6 +54,14 @@ _HUGGING_FACE_BLOCK = {
 }
 
 
+KNOWN = frozenset(
+    name
+    for top in (_FACEBOOK, _HUGGING_FACE)
+    for name in (f"{top['patch']}.weight", top["cls"], top["positions"], top["decoder_positions"])
+)
+"""Names of arrays by which a file is recognised."""
+
+
 def _is_hugging_face(state: Mapping[str, Any]) -> bool:
     return any(name.startswith("vit.") for name in state)
 

@@ -66,6 +66,7 @@ class Network:
       shapes: the tree of parameter shapes of a definition.
       convert: from the arrays of a source file to such a tree; raises a `ValueError` of all that is wrong.
       check: refuses files, given their arrays and path, whose names fit but not their meaning.
+      known: names of arrays by which a file is recognised, whatever wraps them.
     """
 
     spec: Any
@@ -73,6 +74,7 @@ class Network:
     shapes: Callable[[Any], dict[str, Any]]
     convert: Callable[[Mapping[str, np.ndarray]], dict[str, Any]]
     check: Callable[[Mapping[str, np.ndarray], Path], None] = lambda state, path: None
+    known: frozenset[str] = frozenset()
 
 
 def _extractor(spec: Any, module: ModuleType, *layouts: Callable[[Any], key_maps.KeyMap]) -> Network:
@@ -80,11 +82,13 @@ def _extractor(spec: Any, module: ModuleType, *layouts: Callable[[Any], key_maps
         key_map = key_maps.choose(state, [layout(spec) for layout in layouts])
         return key_maps.convert(state, module.shapes(spec), key_map)
 
-    return Network(spec, module.apply, module.shapes, convert)
+    known = frozenset(f"{source.name}.weight" for layout in layouts for source in layout(spec).sources)
+    return Network(spec, module.apply, module.shapes, convert, known=known)
 
 
 def _inpainter(spec: mae.MAESpec) -> Network:
-    return Network(spec, mae.reconstruct, mae.shapes, partial(mae_keys.convert, spec=spec), mae_keys.check_targets)
+    convert, known = partial(mae_keys.convert, spec=spec), mae_keys.KNOWN
+    return Network(spec, mae.reconstruct, mae.shapes, convert, mae_keys.check_targets, known)
 
 
 NETWORKS = (
