@@ -10,13 +10,13 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
 from f2pad_jax.calibration import Units, units_of
+from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.decoding import MAX_PIXELS, opened
-from f2pad_jax.data.images import check_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.interest import check_roi
 from f2pad_jax.model import Model, foreign_scores, look, with_map
@@ -166,32 +166,14 @@ def check_units(model: Model) -> Units:
     return model.units
 
 
-@overload
 def refine(
     model: Model,
-    image: np.ndarray,
-    score_map: np.ndarray,
+    image: Any,
+    score_map: Any,
     *,
     roi: np.ndarray | None = None,
     smallest_defect: int = 0,
-) -> Any: ...
-@overload
-def refine(
-    model: Model,
-    image: Sequence[np.ndarray],
-    score_map: Sequence[np.ndarray],
-    *,
-    roi: np.ndarray | None = None,
-    smallest_defect: int = 0,
-) -> list[Segmentation]: ...
-def refine(
-    model: Model,
-    image: np.ndarray | Sequence[np.ndarray],
-    score_map: np.ndarray | Sequence[np.ndarray],
-    *,
-    roi: np.ndarray | None = None,
-    smallest_defect: int = 0,
-) -> Segmentation | list[Segmentation]:
+) -> Any:
     """Finds the exact mask of what another detector's score map shows.
 
     Algorithm 1 of arXiv 2407.06519 with the map in place of the model's own scores: the map says where to look and how
@@ -199,7 +181,7 @@ def refine(
 
     Args:
       model: of `calibrate`, with maps of the same detector.
-      image: uint8 RGB, (H, W, 3), or a list or stack of them.
+      image: a picture, or a list or stack of them, as `segment` takes them.
       score_map: numbers, of any size, of the whole picture; of a list or stack, one each.
       roi: region of interest, as for `segment`.
       smallest_defect: as for `segment`.
@@ -211,11 +193,10 @@ def refine(
       InputError: the model is not calibrated or works in windows, no such arrays, or not as many maps as pictures.
     """
     units = check_units(model)
-    single = getattr(image, "ndim", 4) != 4
-    images, maps = ([image], [score_map]) if single else (image, score_map)
-    if len(images) != len(maps):
-        raise InputError(f"there are {len(maps)} score maps of {len(images)} pictures", hint="give one each")
-    pictures, checked = [check_images(each, rank=3) for each in images], [check_map(values) for values in maps]
+    pictures, single = as_pictures(image, white_level=model.white_level)
+    checked = [check_map(values) for values in ([score_map] if single else score_map)]
+    if len(pictures) != len(checked):
+        raise InputError(f"there are {len(checked)} score maps of {len(pictures)} pictures", hint="give one each")
     if roi is not None:
         model = replace(model, roi=check_roi(roi))
     if (threshold := model.procedure.threshold) is not None:  # in the units of the maps
