@@ -264,6 +264,10 @@ def parser() -> argparse.ArgumentParser:
     )
     weights(segment)
 
+    page = command("report", "write one HTML file about a folder of results, to look through them")
+    page.add_argument("results", metavar="RESULTS", type=Path, help="folder that segment has written")
+    page.add_argument("--out", type=Path, metavar="FILE", help="the HTML file (RESULTS/report.html)")
+
     evaluate = command("evaluate", "measure a model on test pictures")
     evaluate.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
     evaluate.add_argument("dataset", metavar="DATASET", type=Path, help="category folder with test pictures")

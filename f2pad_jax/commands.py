@@ -308,6 +308,15 @@ def run_experiment(arguments: argparse.Namespace) -> int:
     return DONE if done else UNUSABLE
 
 
+def run_report(arguments: argparse.Namespace) -> int:
+    """Writes one HTML file about a folder of results."""
+    from f2pad_jax.gallery import write_report
+
+    out = arguments.out or arguments.results / "report.html"
+    print(f"{out}: {write_report(arguments.results, out)} pictures")
+    return DONE
+
+
 def run_export(arguments: argparse.Namespace) -> int:
     """Writes a model in a form that other programs read."""
     from f2pad_jax.export import export
@@ -345,6 +354,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "train-mae": run_train_mae,
     "tune": run_tune,
     "segment": run_segment,
+    "report": run_report,
     "evaluate": run_evaluate,
     "export": run_export,
     "experiment": run_experiment,

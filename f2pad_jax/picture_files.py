@@ -246,6 +246,7 @@ def _write_result(job: _Job, path: Path, image: np.ndarray, result: Segmentation
         **files,
         "size": [*result.mask.shape],
         "worked_at": [*job.model.shape],
+        "white_level": job.model.white_level,
         "area": round(float(result.mask.mean()), 6),
         "backbone_area": round(float(result.initial_mask.mean()), 6),
         "max_score": float(result.score_map.max()),

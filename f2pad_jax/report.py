@@ -142,7 +142,7 @@ def _tiles(row: Row) -> list[Tile]:
     return [
         Tile(row.image),
         Tile(row.image, row.truth) if row.truth is not None else Tile(np.full_like(row.image, 255)),
-        Tile(_heat(row.score_map, row.threshold), truth=row.truth),
+        Tile(heat(row.score_map, row.threshold), truth=row.truth),
         Tile(row.image, row.initial_mask, BACKBONE, row.truth, agreements[0]),
         Tile(row.image, row.mask, REFINED, row.truth, agreements[1]),
         Tile(row.normal),
@@ -171,7 +171,7 @@ def _agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
     return "" if truth is None else f"IoU {100 * metrics.iou(mask, truth):.1f}"
 
 
-def _heat(scores: np.ndarray, threshold: float) -> np.ndarray:
+def heat(scores: np.ndarray, threshold: float) -> np.ndarray:
     """The score map in colours; a map that stays below the threshold stays dark."""
     low, high = float(scores.min()), max(float(scores.max()), 1.5 * threshold)
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)

@@ -71,7 +71,8 @@ class Segmentation:
     @property
     def defects(self) -> list[Defect]:
         """The connected pieces of the mask, measured."""
-        image = np.rint(self.normal + 255 * self.anomaly).astype(np.uint8)
+        image = self.normal.copy()  # x is n outside the mask; pictures may be large
+        image[self.mask] = np.rint(image[self.mask] + 255 * self.anomaly[self.mask])
         return find_defects(self.mask, self.score_map, self.anomaly, image)
 
 
@@ -322,12 +323,14 @@ def restrict(
         mask = large
     if inside is None and (mask == result.mask).all():
         return result
-    normal, refined = np.where(mask[..., None], result.normal, image), refined_map(scores, mask)
+    normal, anomaly, refined = result.normal.copy(), result.anomaly.copy(), refined_map(scores, mask)
+    gone = result.mask & ~mask
+    normal[gone], anomaly[gone] = image[gone], 0
     return replace(
         result,
         mask=mask,
         normal=normal,
-        anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
+        anomaly=anomaly,
         initial_mask=initial,
         score_map=scores,
         refined_map=refined if inside is None else np.where(inside, refined, scores.min()),
