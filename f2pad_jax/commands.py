@@ -226,7 +226,6 @@ def run_segment(arguments: argparse.Namespace) -> int:
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])
     with owned(out):
-        write_settings(out, arguments)
         records = segment_files(
             model,
             paths,
@@ -238,6 +237,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             on_failure=_complain,
         )
+        write_settings(out, arguments)  # of a run that was refused nothing is left
     _warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
 
