@@ -17,6 +17,7 @@ from PIL import Image
 
 import f2pad_jax
 from f2pad_jax import commands, evaluation, segmentation
+from f2pad_jax.commands import models as making
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
@@ -234,7 +235,7 @@ def test_pictures_of_cameras_through_the_command_line(
         read.append(images)
         return replace(tiny_model, white_level=white_level)
 
-    monkeypatch.setattr(commands, "fit", fit)
+    monkeypatch.setattr(making, "fit", fit)
     for path in (*(work / TRAIN).iterdir(), *(work / TEST).iterdir()):
         grey = np.asarray(Image.open(path).convert("L")).astype(np.uint16)
         Image.fromarray(np.minimum(grey * 16, 4095).astype(np.uint16)).save(path)
@@ -264,7 +265,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> list[Model]:
     """Makes the training of flows quick, and collects the models that `fit` writes."""
     monkeypatch.setattr(cflow_training, "STEPS", 2)
     kept: list[Model] = []
-    monkeypatch.setattr(commands, "save_model", lambda model, out: kept.append(model) or save_model(model, out))
+    monkeypatch.setattr(making, "save_model", lambda model, out: kept.append(model) or save_model(model, out))
     return kept
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from f2pad_jax.cli import parser
-from f2pad_jax.commands import run_synthesize
+from f2pad_jax.commands.pictures import run_synthesize
 from f2pad_jax.data.anomalies import CONTRAST, KINDS, cut_paste, half_swap, paint
 from f2pad_jax.data.images import read_image, write_png
 from f2pad_jax.data.layouts import open_category

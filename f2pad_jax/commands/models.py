@@ -1,0 +1,168 @@
+"""Commands that make models: fit, train-mae, tune, export."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from f2pad_jax import doubts
+from f2pad_jax.checkpoint import check_target
+from f2pad_jax.commands.telling import DONE, warn
+from f2pad_jax.core import Settings
+from f2pad_jax.data.images import read_image
+from f2pad_jax.data.layouts import open_category
+from f2pad_jax.data.loading import load_images, load_tests
+from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
+from f2pad_jax.errors import InputError
+from f2pad_jax.evaluation import (
+    plain_settings,
+)
+from f2pad_jax.fitting import draw_shots, fit
+from f2pad_jax.interest import read_roi
+from f2pad_jax.maps import calibrate, list_maps, read_map
+from f2pad_jax.model import Procedure, paper_settings
+from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.reducing import seen_shape, work_shape
+from f2pad_jax.tuning import tune
+from f2pad_jax.weights import load_extractor
+from f2pad_jax.weights.inpainters import load_inpainter
+from f2pad_jax.windows import training_windows
+
+
+def run_fit(arguments: argparse.Namespace) -> int:
+    """Fits a detector to `train/good` of a category."""
+    detector = detector_class(arguments.detector)
+    options = parse_options(detector, arguments.option)
+    settings, procedure = Settings(), Procedure()
+    if arguments.paper:
+        settings, procedure = paper_settings()
+        options = {**detector.published, **options}
+    check_target(arguments.out, kind="model")
+    white = arguments.white_level
+    paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
+    if arguments.shots is not None:
+        if arguments.shots > len(paths):
+            raise InputError(
+                f"has {len(paths)} training pictures, not {arguments.shots}",
+                where=arguments.dataset,
+                hint="lower --shots",
+            )
+        paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
+    procedure = replace(procedure, false_alarms=arguments.false_alarms)
+    roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
+    extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
+    inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
+    own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
+    seen = seen_shape((own[0], own[1]), arguments.size, extractor)
+    shape = work_shape((own[0], own[1]), arguments.windows or arguments.work_size, seen)
+    if inpainter is not None or arguments.paper:  # which know squares only
+        if arguments.windows is not None:
+            raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
+        shape = seen = (arguments.size, arguments.size)
+    normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
+    if normal_maps and arguments.windows is not None:
+        raise InputError("--windows does not go with --maps", hint="leave one of them out")
+    if arguments.windows is not None:
+        images, inside = training_windows(paths, shape, white_level=white, roi=roi, seed=arguments.seed)
+    else:
+        images, failures = load_images(paths, shape, white_level=white)
+        if failures:
+            raise failures[0][1]  # a model of fewer pictures than were asked for would be a surprise
+    warn(doubts.of_training(images))
+    model = fit(
+        images,
+        detector=detector.name,
+        extractor=extractor,
+        seen=seen,
+        seed=arguments.seed,
+        settings=settings,
+        procedure=replace(procedure, start="autoencoder") if inpainter else procedure,
+        options=options,
+        inpainter=inpainter,
+        roi=inside,
+        white_level=white,
+    )
+    if normal_maps:
+        model = calibrate(model, normal_maps)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
+    what = "pictures" if arguments.windows is None else "windows"
+    reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
+    print(
+        f"{arguments.out}: {detector.name} on {extractor.name}, "
+        f"{len(images)} {what} of {shape[1]} × {shape[0]}{reduced}"
+    )
+    return DONE
+
+
+def run_train_mae(arguments: argparse.Namespace) -> int:
+    """Trains a small masked autoencoder on `train/good` of a category."""
+    from f2pad_jax.fills.autoencoder import KIND as AUTOENCODER
+    from f2pad_jax.fills.training import small_spec, train_to_folder
+
+    small_spec(arguments.size)
+    check_target(arguments.out, kind=AUTOENCODER)
+    paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
+    images, failures = load_images(paths, arguments.size, white_level=arguments.white_level)
+    if failures:
+        raise failures[0][1]
+    train_to_folder(images, arguments.out, seed=arguments.seed, epochs=arguments.epochs)
+    print(f"{arguments.out}: masked autoencoder, {len(images)} pictures of {arguments.size} × {arguments.size}")
+    return DONE
+
+
+def run_tune(arguments: argparse.Namespace) -> int:
+    """Chooses the settings of a fitted model."""
+    check_target(arguments.out, kind="model")
+    category = open_category(
+        arguments.dataset, need_test=arguments.oracle, need_masks=arguments.oracle, layout=arguments.layout
+    )
+    model = load_model(arguments.model, weights=arguments.weights)
+    oracle = None
+    if arguments.oracle:
+        images, masks, _, failures = load_tests(category.test, model.shape, white_level=model.white_level)
+        if failures:
+            raise failures[0][1]
+        oracle = (images, masks)
+    tuned = tune(model, seed=arguments.seed, oracle=oracle)
+    save_model(tuned, arguments.out)
+    chosen = {name: plain_settings(tuned)[name] for name in ("alpha1", "beta0", "components")}
+    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {chosen}")
+    return DONE
+
+
+def run_export(arguments: argparse.Namespace) -> int:
+    """Writes a model in a form that other programs read."""
+    from f2pad_jax.export import export
+
+    model = load_model(arguments.model, weights=arguments.weights)
+    export(model, arguments.out)
+    print(f"{arguments.out}: {model.detector.name} on {model.extractor.name}")
+    return DONE
+
+
+def parse_options(detector: type[Detector], texts: Sequence[str]) -> dict[str, Any]:
+    """Options of a detector's `fit` from texts such as "rank=32", by the types that it declares.
+
+    Raises:
+      InputError: a text has no "=", or the detector has no such option, or not with such a value.
+    """
+    pairs = [text.partition("=") for text in texts]
+    for name, sign, _ in pairs:
+        if not sign:
+            raise InputError(f"--option {name} has no value", hint="write NAME=VALUE")
+    options = {name: value for name, _, value in pairs}
+    check_options(detector, options)
+    types = options_of(detector)
+    for name, value in options.items():
+        try:
+            options[name] = TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise InputError(
+                f"option {name} of {detector.name} is {value!r}", hint=reason[0].lower() + reason[1:]
+            ) from error
+    return options

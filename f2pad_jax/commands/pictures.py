@@ -1,0 +1,96 @@
+"""Commands about pictures: synthesize, segment, report."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from f2pad_jax import __version__, doubts
+from f2pad_jax.checkpoint import seal
+from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
+from f2pad_jax.configuration import write_settings
+from f2pad_jax.data.folders import list_images
+from f2pad_jax.errors import InputError
+from f2pad_jax.interest import digest_of, read_roi
+from f2pad_jax.maps import check_units, list_maps
+from f2pad_jax.model_file import load_model
+from f2pad_jax.output import owned
+from f2pad_jax.picture_files import segment_files
+
+
+def run_synthesize(arguments: argparse.Namespace) -> int:
+    """Makes a data set with exact masks."""
+    from f2pad_jax.data.synthesize import synthesize_category
+    from f2pad_jax.data.textures import make_textures
+
+    kinds = tuple(dict.fromkeys(arguments.kind or ["colour"]))
+    if arguments.normals == Path("textures") and not arguments.normals.exists():
+        if arguments.masks or arguments.structural:
+            raise InputError("textures take neither --masks nor --structural", hint="leave them out")
+        make_textures(
+            arguments.out,
+            seed=arguments.seed,
+            test=arguments.count or max(8, len(kinds)),
+            size=arguments.size or 224,
+            kinds=kinds,
+        )
+    else:
+        synthesize_category(
+            arguments.normals,
+            arguments.out,
+            masks=arguments.masks,
+            count=arguments.count or 54,
+            kinds=kinds,
+            structural=arguments.structural,
+            seed=arguments.seed,
+            size=arguments.size,
+            layout=arguments.layout,
+            white_level=arguments.white_level,
+        )
+    return DONE
+
+
+def run_segment(arguments: argparse.Namespace) -> int:
+    """Segments pictures and folders of pictures."""
+    paths = list_images(arguments.pictures)
+    model = load_model(arguments.model, weights=arguments.weights)
+    if arguments.threshold is not None:
+        model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
+    if arguments.roi is not None:
+        model = replace(model, roi=read_roi(arguments.roi))
+    options = {"smallest_defect": arguments.smallest_defect}
+    if arguments.maps is None:
+        options["grow"] = arguments.grow
+    elif arguments.grow:
+        raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
+    else:
+        check_units(model)
+    maps = None if arguments.maps is None else list_maps(arguments.maps)
+    out = results_folder(arguments.out)
+    told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
+    made_by = " ".join([__version__, *map(repr, told)])
+    with owned(out):
+        records = segment_files(
+            model,
+            paths,
+            out,
+            made_by=made_by,
+            maps=maps,
+            options=options,
+            pixel_size=arguments.pixel_size,
+            resume=arguments.resume,
+            on_failure=complain,
+        )
+        write_settings(out, arguments)  # of a run that was refused nothing is left
+    warn(doubts.of_records(records))
+    return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
+
+
+def run_report(arguments: argparse.Namespace) -> int:
+    """Writes one HTML file about a folder of results."""
+    from f2pad_jax.gallery import write_report
+
+    out = arguments.out or arguments.results / "report.html"
+    print(f"{out}: {write_report(arguments.results, out)} pictures")
+    return DONE

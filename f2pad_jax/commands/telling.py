@@ -1,0 +1,33 @@
+"""What commands say on the terminal, their exit statuses, and where results go."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from tqdm import tqdm
+
+from f2pad_jax.checkpoint import is_checkpoint
+from f2pad_jax.errors import InputError
+from f2pad_jax.output import make_folder
+
+DONE, UNUSABLE = 0, 2
+
+
+def results_folder(path: Path) -> Path:
+    """A folder for results, made where it is missing; that of a model is refused."""
+    if is_checkpoint(path, kind="model"):
+        raise InputError("is the folder of a model", where=path, hint="name another folder for results")
+    return make_folder(path)
+
+
+def complain(error: InputError) -> None:
+    """One line on stderr, above a progress bar where there is one."""
+    tqdm.write(f"f2pad: error: {error}", file=sys.stderr)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """One line on stderr for each doubt about what was found."""
+    for line in lines:
+        tqdm.write(f"f2pad: warning: {line}", file=sys.stderr)
