@@ -79,7 +79,9 @@ def let_grow(
         asked = [k for k, growth in enumerate(found) if growth.rounds == done and growth.region.any()]
         if not asked:
             break
-        maps = score_maps(model, np.stack([found[k].result.normal for k in asked]))
+        # Where the solve left nothing, its n is x, whatever the mask is now.
+        normals = {k: images[k] if (own := found[k].result).from_detector else own.normal for k in asked}
+        maps = score_maps(model, np.stack(list(normals.values())))
         for k, scores in zip(asked, maps, strict=True):
             # As for the first region: a picture unlike the training pictures scores high all over.
             own = float(np.quantile(sights[k].scores, 1 - model.procedure.largest))
@@ -90,13 +92,13 @@ def let_grow(
                 found[k] = Growth(found[k].result, region, done + 1)
         grown = [k for k in asked if found[k].rounds > done]
         # The new part of a region leaves x in the warm-up.
-        normals = [normalize(found[k].result.normal) for k in grown]
+        starts = [normalize(normals[k]) for k in grown]
         again = segment_regions(
             model,
             images[grown],
             [sights[k] for k in grown],
             [found[k].region for k in grown],
-            starts=[Start(normal, normal, filled=False) for normal in normals],
+            starts=[Start(start, start, filled=False) for start in starts],
         )
         for k, result in zip(grown, again, strict=True):
             before = found[k].result

@@ -62,6 +62,11 @@ class Segmentation:
     seconds: float
 
     @property
+    def from_detector(self) -> bool:
+        """Whether the mask is the detector's own, because the solve left none."""
+        return bool(self.mask.any()) and np.array_equal(self.mask, self.initial_mask)
+
+    @property
     def verdict(self) -> str:
         """Of the picture: "ok", "defect", or "unexplained", where something stands out that no mask accounts for."""
         if not self.mask.any():
