@@ -54,6 +54,12 @@ def example() -> dict[str, Any]:
     return variables
 
 
+def test_every_example_is_shown_on_a_page() -> None:
+    pages = "\n".join(page.read_text("utf-8") for page in (ROOT / "docs").rglob("*.md"))
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        assert f'--8<-- "examples/{path.name}"\n' in pages
+
+
 def test_readme_is_short() -> None:
     assert len(README.read_text("utf-8").splitlines()) <= LONGEST
 
