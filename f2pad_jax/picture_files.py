@@ -126,7 +126,9 @@ def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
         return {}
     whole = {}
     for text in texts:
-        with suppress(ValueError, RecursionError, LookupError, TypeError):  # a line that was cut off or spoiled
+        with suppress(
+            ValueError, RecursionError, LookupError, TypeError, AttributeError
+        ):  # a line that was cut off or spoiled
             record = json.loads(text)
             if isinstance(record, dict) and record.get("status", "failed") != "failed" and _has_files(record, out):
                 coco([record])

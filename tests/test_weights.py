@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -375,3 +376,11 @@ def test_a_damaged_cache_is_refused_in_one_line(tmp_path: Path, damage: str):
     assert status_of("resnet18", verify_weights).problem == str(caught.value)
     import_weights("resnet18", path)
     assert status_of("resnet18", verify_weights).problem is None
+
+
+def test_members_of_an_archive_that_are_no_arrays_are_refused(tmp_path: Path) -> None:
+    """NumPy gives what lacks its header as bytes."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("x.npy", b"no array")
+    with pytest.raises(InputError, match="x is no array"):
+        read_weights(tmp_path / "x.npz")

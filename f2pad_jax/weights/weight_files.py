@@ -23,7 +23,11 @@ _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4",
 
 def _read_npz(data: bytes) -> State:
     with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
+        arrays = {name: archive[name] for name in archive.files}
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # NumPy gives members without its own header as bytes
+            raise ValueError(f"{name} is no array")
+    return arrays
 
 
 def _read_safetensors(data: bytes) -> State:

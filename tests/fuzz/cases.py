@@ -426,7 +426,7 @@ def records(random: Random) -> Verdict:
     folder = scratch() / "segmented"
     folder.mkdir(exist_ok=True)
     (folder / "a_mask.png").touch()
-    good = {"image": "a.png", "key": "0" * 16, "status": "converged"}
+    good = {"image": "a.png", "key": "0" * 16, "status": "converged", "size": [4, 4], "defects": []}
     good |= {kind: "a_mask.png" for kind in ("mask", "normal", "panel", "score", "refined")}
     text = dumps(spoil_json(random, good)) if random.random() < 0.7 else dumps(random.choice(VALUES))
     data = f"{dumps(good)}\n{text}\n".encode()

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 PICTURES, SIZE = 40, 64
@@ -40,6 +41,8 @@ def content(folder: Path) -> dict[str, bytes]:
             if path.name == "results.jsonl":
                 lines = [json.loads(line) for line in data.splitlines()]
                 data = json.dumps([line | {"seconds": 0} for line in lines]).encode()
+            if path.name == "settings.toml":  # each run has a folder of its own
+                data = json.dumps(tomllib.loads(data.decode()) | {"out": ""}).encode()
             found[name] = data
     return found
 
@@ -58,6 +61,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=30)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--command", help="only this: segment, fit or tune")
     arguments = parser.parse_args()
     from f2pad_jax.data.textures import make_textures
 
@@ -75,6 +79,8 @@ def main() -> int:
     print("| command | seconds | kills | done at the kill | runs that ended the same | other files left |")
     print("|---|---|---|---|---|---|")
     for name, (command, read) in commands.items():
+        if arguments.command not in (None, command[0]):
+            continue
         reference = work / f"{command[0]}-whole"
         start(work, (*command, "--out", reference.name)).wait()  # compiles
         shutil.rmtree(reference)

@@ -72,7 +72,7 @@ def _spoil_member(random: Random, node: Any, key: Any) -> None:
         case 2 if isinstance(node[key], int | float) and not isinstance(node[key], bool):
             node[key] = random.choice([-node[key], node[key] * 1e6, float(node[key]), str(node[key])])
         case _:
-            node[key] = random.choice(VALUES)
+            node[key] = copy.deepcopy(random.choice(VALUES))  # a second round may spoil it in place
 
 
 def dumps(value: Any) -> str:
