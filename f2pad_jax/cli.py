@@ -337,7 +337,6 @@ def main(argv: Sequence[str] | None = None) -> int:
       what is printed.
     """
     prepare_console()
-    warnings.formatwarning = lambda message, *_: f"f2pad: warning: {message}\n"
     warnings.filterwarnings("ignore", module=r"PIL\b")  # what is wrong with a picture is our line to say
     warnings.filterwarnings("ignore", ".*persistent compilation cache")  # no cache is slower and as right
     try:

@@ -33,21 +33,25 @@ def prepare_console() -> None:
             stream.reconfigure(errors=HANDLER)
 
 
+def tell(kind: str, what: object) -> None:
+    """One line on standard error, above a progress bar where there is one; the kind is "error" or "warning"."""
+    tqdm.write(f"f2pad: {kind}: {what}", file=sys.stderr)
+
+
 @contextmanager
 def told_once() -> Iterator[None]:
-    """Prints warnings about input on standard error: the first of each kind, and at the end how many are like it."""
+    """Tells each warning in a line; of those about input the first of each kind, at the end how many are like it."""
     told: dict[str, set[str]] = {}  # by what they say, where
     with warnings.catch_warnings():
         warnings.simplefilter("always", InputWarning)
-        others = warnings.showwarning
 
-        def show(message: Warning | str, *rest: Any) -> None:
+        def show(message: Warning | str, *_: Any) -> None:
             if not isinstance(message, InputWarning):
-                others(message, *rest)
+                tell("warning", message)
                 return
             places = told.setdefault(message.what, set())
             if not places:
-                tqdm.write(f"f2pad: warning: {message}", file=sys.stderr)
+                tell("warning", message)
             places.add(str(message.where))
 
         warnings.showwarning = show
@@ -56,4 +60,4 @@ def told_once() -> Iterator[None]:
         finally:
             for what, places in told.items():
                 if len(places) > 1:
-                    print(f"f2pad: warning: so it is with {len(places) - 1} more: {what}", file=sys.stderr)
+                    tell("warning", f"so it is with {len(places) - 1} more: {what}")

@@ -80,7 +80,8 @@ def let_grow(
         if not asked:
             break
         # Where the solve left nothing, its n is x, whatever the mask is now.
-        normals = {k: images[k] if (own := found[k].result).from_detector else own.normal for k in asked}
+        last = {k: found[k].result for k in asked}
+        normals = {k: images[k] if result.from_detector else result.normal for k, result in last.items()}
         maps = score_maps(model, np.stack(list(normals.values())))
         for k, scores in zip(asked, maps, strict=True):
             # As for the first region: a picture unlike the training pictures scores high all over.

@@ -196,6 +196,10 @@ class Model:
             return None
         return cells_inside(self.roi, self.shape, self.seen), resize_mask(self.roi, self.shape)
 
+    def scored(self, scores: np.ndarray) -> np.ndarray:
+        """Scores (h, w) with the lowest of them outside the region of interest."""
+        return scores if self.inside is None else lowest_outside(scores, self.inside[0])
+
     def inspected(self, region: np.ndarray) -> np.ndarray:
         """The part of a region, (h, w) or (H, W) bool, that is of interest."""
         if self.inside is None:
@@ -213,7 +217,7 @@ class Sight(NamedTuple):
       scores: the detector's smoothed score map, (h, w) float32; outside the region of interest its lowest score.
       costs: the summands s_ij of l_n on the detector's grid, (h, w) float32.
       limits: of `scores` in normal pictures, which tell their units.
-      foreign: whether `scores` are another detector's.
+      own: the model's own such map, which `scores` is unless another detector's is in its place.
     """
 
     image: np.ndarray
@@ -222,7 +226,7 @@ class Sight(NamedTuple):
     scores: np.ndarray
     costs: np.ndarray
     limits: Limits
-    foreign: bool = False
+    own: np.ndarray
 
 
 @jax.jit
@@ -278,12 +282,10 @@ def look(model: Model, images: np.ndarray) -> list[Sight]:
     maps = features(model.extractor, small)
     sights = []
     for index, (image, seen) in enumerate(zip(pixels, pixels if small is images else small, strict=True)):
-        own = tuple(m[index] for m in maps)
-        scores, costs = map(np.asarray, _scores(model.detector, own))
-        scores = smooth_map(scores, model.seen)
-        if model.inside is not None:
-            scores = lowest_outside(scores, model.inside[0])
-        sights.append(Sight(image, seen, own, scores, costs, model.limits))
+        found = tuple(m[index] for m in maps)
+        scores, costs = map(np.asarray, _scores(model.detector, found))
+        scores = model.scored(smooth_map(scores, model.seen))
+        sights.append(Sight(image, seen, found, scores, costs, model.limits, own=scores))
     return sights
 
 
@@ -306,7 +308,5 @@ def with_map(model: Model, sight: Sight, values: np.ndarray) -> Sight:
       values: the score map, of any size.
     """
     assert model.units is not None
-    scores = foreign_scores(values, model.seen) - np.float32(model.units.zero)
-    if model.inside is not None:
-        scores = lowest_outside(scores, model.inside[0])
-    return sight._replace(scores=scores, limits=model.units.limits(model.limits.cost), foreign=True)
+    scores = model.scored(foreign_scores(values, model.seen) - np.float32(model.units.zero))
+    return sight._replace(scores=scores, limits=model.units.limits(model.limits.cost))

@@ -60,11 +60,10 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     else:
         # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
         (after,) = look(model, normal[None])
-        before, threshold = sight, model.threshold
-        if sight.foreign:  # another detector cannot tell what it makes of n
-            (before,) = look(model, sight.image[None])
+        threshold = model.threshold
+        if sight.scores is not sight.own:  # another detector cannot tell what it makes of n
             threshold = model.limits.threshold(model.procedure.false_alarms)
-        residual = residual_of(region, before.scores, after.scores, threshold)
+        residual = residual_of(region, sight.own, after.own, threshold)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
     certain = model.threshold_in(sight.limits, share=CERTAIN)

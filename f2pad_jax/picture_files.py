@@ -26,6 +26,7 @@ from f2pad_jax.segmentation import Segmentation, group_size, segment
 
 RECORDS, COCO = "results.jsonl", "coco.json"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
+SPOILED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line that was cut off or changed
 LONGEST = 220  # bytes of a stem; file systems take names of 255
 
 
@@ -126,9 +127,7 @@ def _whole_records(out: Path) -> dict[str, dict[str, Any]]:
         return {}
     whole = {}
     for text in texts:
-        with suppress(
-            ValueError, RecursionError, LookupError, TypeError, AttributeError
-        ):  # a line that was cut off or spoiled
+        with suppress(*SPOILED):
             record = json.loads(text)
             if isinstance(record, dict) and record.get("status", "failed") != "failed" and _has_files(record, out):
                 coco([record])

@@ -149,9 +149,9 @@ def locate(model: Model, sight: Sight) -> Place:
       model: as fitted or tuned.
       sight: the picture.
     """
-    region, wide = (find_region(model, sight.scores, faint=faint, limits=sight.limits) for faint in (False, True))
-    if model.procedure.threshold is not None:
-        wide = region
+    region = wide = find_region(model, sight.scores, limits=sight.limits)
+    if model.procedure.threshold is None:
+        wide = find_region(model, sight.scores, faint=True, limits=sight.limits)
     start = begin(model, sight.image, wide) if wide.any() else None
     if start is None or not start.filled:
         return Place(wide, start)

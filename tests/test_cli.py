@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from results import a_result
 
 import f2pad_jax
 from f2pad_jax import commands, evaluation, segmentation
@@ -176,19 +177,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def segment(model: Model, images: list[np.ndarray], title: str) -> list[Segmentation]:
         return [
-            Segmentation(
-                mask=image.max(axis=-1) > 250,
-                normal=image,
-                anomaly=image.astype(np.float32),
-                initial_mask=image.max(axis=-1) > 250,
-                score_map=np.ptp(image, axis=-1).astype(np.float32),
-                refined_map=np.ptp(image, axis=-1).astype(np.float32),
-                threshold=0.5,
-                residual=0.5,
-                iterations=1,
-                status="converged",
-                seconds=0.1,
-            )
+            a_result(image, image.max(axis=-1) > 250, score_map=np.ptp(image, axis=-1).astype(np.float32), seconds=0.1)
             for image in images
         ]
 

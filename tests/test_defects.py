@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from results import a_result
 from skimage.draw import polygon
 
 from f2pad_jax.cli import main
@@ -40,19 +41,8 @@ def _result(mask: np.ndarray, initial_mask: np.ndarray) -> tuple[Segmentation, n
     image = rng.integers(0, 256, (*mask.shape, 3), dtype=np.uint8)
     normal = np.where(mask[..., None], 255 - image, image)
     scores = rng.random(mask.shape).astype(np.float32)
-    result = Segmentation(
-        mask=mask,
-        normal=normal,
-        anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=initial_mask,
-        score_map=scores,
-        threshold=0.5,
-        refined_map=scores,
-        residual=0.5,
-        iterations=1,
-        status="converged",
-        seconds=0.0,
-    )
+    anomaly = (image.astype(np.float32) - normal.astype(np.float32)) / 255
+    result = a_result(image, mask, normal=normal, anomaly=anomaly, initial_mask=initial_mask, score_map=scores)
     return result, image
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from results import a_result
 from sklearn.metrics import f1_score, jaccard_score, roc_auc_score
 
 from f2pad_jax import evaluation
@@ -35,18 +36,14 @@ def _result(seed: int, truth: np.ndarray) -> Segmentation:
     rng = np.random.default_rng(seed)
     scores = (truth + rng.normal(0, 0.7, truth.shape)).astype(np.float32)
     initial, mask = scores > 0.3, truth ^ (rng.random(truth.shape) < 0.02)
-    empty = np.zeros((*truth.shape, 3), np.uint8)
-    return Segmentation(
-        mask=mask,
-        normal=empty,
-        anomaly=empty.astype(np.float32),
+    return a_result(
+        np.zeros((*truth.shape, 3), np.uint8),
+        mask,
         initial_mask=initial,
         score_map=scores,
         threshold=0.3,
         refined_map=scores + mask,
-        residual=0.5,
         iterations=100 + seed,
-        status="converged",
         seconds=0.5 + seed,
     )
 

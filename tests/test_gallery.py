@@ -16,6 +16,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
+from results import a_result
 
 from f2pad_jax import gallery, picture_files
 from f2pad_jax.cli import main
@@ -35,18 +36,15 @@ def _result(image: np.ndarray) -> Segmentation:
     mask = image[..., 0] > image[..., 1]
     scores = np.where(mask, image[..., 0], 10).astype(np.float32)
     normal = np.where(mask[..., None], np.uint8(60), image)
-    return Segmentation(
-        mask=mask,
+    return a_result(
+        image,
+        mask,
         normal=normal,
         anomaly=(image.astype(np.float32) - normal.astype(np.float32)) / 255,
-        initial_mask=mask,
         score_map=scores,
         threshold=50,
         refined_map=scores * (1 + mask),
-        residual=0.5,
-        iterations=3,
         status="converged" if mask.any() else "normal",
-        seconds=0.25,
     )
 
 

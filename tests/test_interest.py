@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from results import a_result
 
 from f2pad_jax import windows
 from f2pad_jax.calibration import limits_of
@@ -116,12 +117,10 @@ def test_only_windows_of_interest_are_looked_at(tiny_model: Model, monkeypatch: 
         seen.append((model.procedure.false_alarms, int(model.roi.sum())))
         scores = images[0, ..., 0].astype(np.float32)
         return [
-            Segmentation(
-                mask=scores > 128, normal=255 - images[0], anomaly=np.zeros((SIDE, SIDE, 3)), initial_mask=scores > 200,
-                score_map=scores, threshold=200, refined_map=scores, residual=0, iterations=1, status="converged",
-                seconds=0.0,
+            a_result(
+                images[0], scores > 128, normal=255 - images[0], initial_mask=scores > 200, score_map=scores, residual=0
             )
-        ]  # fmt: skip
+        ]
 
     monkeypatch.setattr(windows, "segment_alike", alike)
     image = np.random.default_rng(0).integers(1, 256, (50, 150, 3), dtype=np.uint8)

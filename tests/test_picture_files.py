@@ -13,6 +13,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
+from results import a_result
 
 from f2pad_jax import picture_files, segmentation
 from f2pad_jax.console import plain, prepare_console
@@ -28,19 +29,7 @@ BAD = 13  # first value of a picture that cannot be solved
 
 def _result(image: np.ndarray) -> Segmentation:
     mask, scores = image[..., 0] > 128, image[..., 0].astype(np.float32) / 255
-    return Segmentation(
-        mask=mask,
-        normal=image,
-        anomaly=np.zeros(image.shape, np.float32),
-        initial_mask=mask,
-        score_map=scores,
-        threshold=0.5,
-        refined_map=scores,
-        residual=0.5,
-        iterations=3,
-        status="converged",
-        seconds=0.25,
-    )
+    return a_result(image, mask, score_map=scores, iterations=3, seconds=0.25)
 
 
 @pytest.fixture

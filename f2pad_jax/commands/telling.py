@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from tqdm import tqdm
-
 from f2pad_jax.checkpoint import is_checkpoint
+from f2pad_jax.console import tell
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import make_folder
 
@@ -23,11 +21,11 @@ def results_folder(path: Path) -> Path:
 
 
 def complain(error: InputError) -> None:
-    """One line on stderr, above a progress bar where there is one."""
-    tqdm.write(f"f2pad: error: {error}", file=sys.stderr)
+    """One line on stderr about what cannot be used."""
+    tell("error", error)
 
 
 def warn(lines: Iterable[str]) -> None:
     """One line on stderr for each doubt about what was found."""
     for line in lines:
-        tqdm.write(f"f2pad: warning: {line}", file=sys.stderr)
+        tell("warning", line)

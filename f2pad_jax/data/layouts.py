@@ -105,12 +105,7 @@ def mvtec(root: Path) -> Category | None:
     train, test = below(root, "train", GOOD), below(root, "test")
     if not train.is_dir() or (below(root, "test_public").is_dir() and not test.is_dir()):
         return None
-    return _category(
-        root,
-        _normal(root, GOOD),
-        find_tests(test, below(root, "ground_truth")),
-        unused_files(below(root, "train", GOOD)),
-    )
+    return _in_folders(root, GOOD, test, below(root, "ground_truth"))
 
 
 def mvtec2(root: Path) -> Category | None:
@@ -124,12 +119,7 @@ def mvtec2(root: Path) -> Category | None:
     test = below(root, "test_public")
     if not below(root, "train", GOOD).is_dir() or not test.is_dir():
         return None
-    return _category(
-        root,
-        _normal(root, GOOD),
-        find_tests(test, below(test, "ground_truth")),
-        unused_files(below(root, "train", GOOD)),
-    )
+    return _in_folders(root, GOOD, test, below(test, "ground_truth"))
 
 
 def btad(root: Path) -> Category | None:
@@ -140,12 +130,7 @@ def btad(root: Path) -> Category | None:
     """
     if not below(root, "train", "ok").is_dir():
         return None
-    return _category(
-        root,
-        _normal(root, "ok"),
-        find_tests(below(root, "test"), below(root, "ground_truth")),
-        unused_files(below(root, "train", "ok")),
-    )
+    return _in_folders(root, "ok", below(root, "test"), below(root, "ground_truth"))
 
 
 def visa(root: Path) -> Category | None:
@@ -290,10 +275,14 @@ def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage], unu
     return Category(root, resolved.name, resolved.parent.name, tuple(sorted(train)), tuple(cases), tuple(unused))
 
 
-def _normal(root: Path, name: str) -> list[Path]:
-    """Normal pictures for training, and those for validation, which a data set may have set apart."""
-    train = below(root, "train", name)
-    return check_filled(find_images(train), train) + find_images(below(root, "validation", name))
+def _in_folders(root: Path, good: str, test: Path, truth: Path) -> Category:
+    """A category in folders: normal ones by their name, tests and masks by defect.
+
+    Normal pictures for validation, which a data set may have set apart, are for training as well.
+    """
+    train = below(root, "train", good)
+    normal = check_filled(find_images(train), train) + find_images(below(root, "validation", good))
+    return _category(root, normal, find_tests(test, truth), unused_files(train))
 
 
 def _name(path: Path) -> str:
