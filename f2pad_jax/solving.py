@@ -53,8 +53,11 @@ def solve_on_all(energy: Energy, case: Callable[[int], Any], indices: Sequence[i
     Raises:
       jax.errors.JaxRuntimeError: one lane a device is too much.
     """
-    devices = jax.local_devices()[: len(indices)]
-    most = len(devices) if devices[0].platform == "cpu" else LANES * len(devices)
+    devices = jax.local_devices()
+    on_cpu = devices[0].platform == "cpu"
+    if not on_cpu:  # a CPU keeps all: a program for fewer rounds otherwise, and bits would depend on the other pictures
+        devices = devices[: len(indices)]
+    most = len(devices) if on_cpu else LANES * len(devices)
     width = len(devices)
     while width < min(len(indices), most):
         width *= 2

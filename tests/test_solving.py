@@ -62,3 +62,25 @@ def test_what_fewer_lanes_do_not_mend_is_raised(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(solving, "solve_many", Small(most, message).solve_many)
     with pytest.raises(jax.errors.JaxRuntimeError, match=message.split(":")[0]):
         dict(solving.solve_on_all(make_energy("padim"), case, range(5)))
+
+
+@pytest.mark.parametrize(("platform", "used"), [("cpu", 3), ("other", 1)])
+def test_a_cpu_keeps_its_devices_however_few_the_cases(
+    monkeypatch: pytest.MonkeyPatch, platform: str, used: int
+) -> None:
+    """Programs for other numbers of devices round otherwise: a picture's bits would depend on those beside it."""
+    asked: list[tuple[int, int]] = []
+
+    def many(cases: Any, energy: Any, *, width: int, devices: Any) -> Iterator[tuple[int, None]]:
+        asked.append((width, len(devices)))
+        yield from ((place, None) for place, _ in enumerate(cases))
+
+    monkeypatch.setattr(solving.jax, "local_devices", lambda: [SimpleNamespace(platform=platform)] * 3)
+    monkeypatch.setattr(solving, "solve_many", many)
+    for count in (1, 7):
+        found: list[tuple[int, Any]] = list(
+            solving.solve_on_all(make_energy("padim"), lambda index: index, range(count))
+        )
+        assert [index for index, _ in found] == list(range(count))
+    assert asked[0] == (used, used)
+    assert asked[1] == ((3, 3) if platform == "cpu" else (12, 3))
