@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from f2pad_jax.model_file import load_model, save_model
     from f2pad_jax.preparing import prepare
     from f2pad_jax.segmentation import Segmentation, segment
+    from f2pad_jax.trained import Trained, load_trained
     from f2pad_jax.tuning import tune
     from f2pad_jax.weights import load_extractor
 
@@ -50,6 +51,7 @@ _HOMES = {
     "model_file": "load_model save_model",
     "preparing": "prepare",
     "segmentation": "Segmentation segment",
+    "trained": "Trained load_trained",
     "tuning": "tune",
     "weights": "load_extractor",
 }
@@ -70,6 +72,7 @@ __all__ = [
     "Solution",
     "State",
     "Status",
+    "Trained",
     "calibrate",
     "evaluate",
     "find_defects",
@@ -77,6 +80,7 @@ __all__ = [
     "init",
     "load_extractor",
     "load_model",
+    "load_trained",
     "objective",
     "penalties",
     "prepare",

@@ -150,17 +150,26 @@ def parser() -> argparse.ArgumentParser:
 
     fit = command("fit", "fit a detector to normal pictures")
     fit.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
-    fit.add_argument("--detector", required=True, metavar="NAME", help="padim, patchcore or cflow")
-    fit.add_argument("--extractor", required=True, metavar="NAME", help="efficientnet_lite0 or resnet18")
+    fit.add_argument("--detector", metavar="NAME", help="padim, patchcore or cflow; needed without --from")
+    fit.add_argument(
+        "--extractor", metavar="NAME", help="such as efficientnet_lite0 or resnet18; needed without --from"
+    )
+    fit.add_argument(
+        "--from",
+        dest="trained",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a PaDiM or PatchCore that anomalib 2 has trained, which brings its extractor",
+    )
     weights(fit)
     out(fit, "MODEL", "folder for the model")
     fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
     fit.add_argument(
         "--size",
         type=_at_least(32),
-        default=224,
         metavar="N",
-        help="the extractor sees pictures of about N × N pixels, in their own aspect (224)",
+        help="the extractor sees pictures of about N × N pixels, in their own aspect (224); with --from of exactly as "
+        "many, where the checkpoint does not tell (256)",
     )
     fit.add_argument(
         "--work-size",

@@ -11,6 +11,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from f2pad_jax.core.pixels import normalize
+from f2pad_jax.detectors import drawing_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import SMOOTHING, Model
 from f2pad_jax.output import write_bytes
@@ -22,8 +23,10 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 def score_function(model: Model) -> Callable[[jax.Array], jax.Array]:
     """The detector's smoothed score map of one picture as a pure function: uint8 (H, W, 3) to float32 (H, W)."""
     # The Gaussian filter of SciPy is linear along an axis: what it makes of unit vectors is its matrix.
+    drawing = drawing_of(model.detector)
     down, across = (
-        jnp.asarray(gaussian_filter1d(np.eye(side, dtype=np.float32), SMOOTHING, axis=0)) for side in model.seen
+        jnp.asarray(gaussian_filter1d(np.eye(side, dtype=np.float32), SMOOTHING, axis=0, mode=drawing.border))
+        for side in model.seen
     )
 
     def scores(image: jax.Array) -> jax.Array:
@@ -32,7 +35,7 @@ def score_function(model: Model) -> Callable[[jax.Array], jax.Array]:
             rows, columns = (axis_weights(*sides) for sides in zip(model.shape, model.seen, strict=True))
             pixels = jnp.einsum("ij,jkc,lk->ilc", rows, pixels, columns, precision="highest")
         maps = tuple(m[0] for m in model.extractor(pixels[None]))
-        grown = jax.image.resize(model.detector.score(maps), model.seen, "bilinear")
+        grown = jax.image.resize(model.detector.score(maps), model.seen, drawing.enlarging)
         smooth = jnp.matmul(jnp.matmul(down, grown, precision="highest"), across.T, precision="highest")
         return jax.image.resize(smooth, model.shape, "bilinear")
 

@@ -12,6 +12,7 @@ import numpy as np
 from sklearn.mixture import GaussianMixture
 
 from f2pad_jax.calibration import Limits, limits_of
+from f2pad_jax.checkpoint import check_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.priors import pixel_mixture_distances, total_variation
@@ -23,7 +24,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, check_roi
 from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
-from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.networks.extractor import Extractor, map_shapes
 from f2pad_jax.reducing import LEAST, Shape, reduce_images, scale_of
 
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
@@ -95,10 +96,21 @@ def synthetic_anomalies(pictures: np.ndarray, *, count: int, seed: int) -> Synth
     return Synthetic(np.stack([x for x, _ in made]), np.stack([m for _, m in made]))
 
 
+def _check_fits(detector: Detector, extractor: Extractor, seen: Shape) -> None:
+    """Makes sure that a fitted detector's arrays are for these features; one that declares none is believed."""
+    arrays = detector.state()[0]
+    if declared := getattr(detector, "declared", None):
+        try:
+            check_arrays(arrays, declared(arrays, map_shapes(extractor.spec, seen)))
+        except ValueError as error:
+            where = f"what {extractor.name} gives of {seen[1]} × {seen[0]} pixels"
+            raise InputError(f"{detector.name} does not fit {where} ({error})", hint="give its own") from error
+
+
 def fit(
     images: Any,
     *,
-    detector: str,
+    detector: str | Detector,
     extractor: Extractor,
     seen: Shape | None = None,
     seed: int = 0,
@@ -117,7 +129,8 @@ def fit(
     Args:
       images: N ≥ 3 normal pictures of one size, in which test pictures are worked on: uint8 RGB (N, H, W, 3), or
         pictures as `data.arrays.as_picture` takes them.
-      detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow".
+      detector: a name of `detectors.DETECTORS`: "padim", "patchcore" or "cflow"; or one that is fitted already, such as
+        that of `load_trained`, to the features that the extractor gives of pictures of `seen`.
       extractor: of `load_extractor`.
       seen: (height, width) to which pictures are reduced for the extractor, such as that of `reducing.seen_shape`; by
         default it sees them as they are.
@@ -134,8 +147,11 @@ def fit(
       InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind or smaller than the
         extractor is to see them, an inpainter that is missing or works at another size, or an empty region of interest.
     """
-    chosen, options = detector_class(detector), options or {}
-    check_options(chosen, options)
+    options = options or {}
+    if isinstance(detector, str):
+        check_options(detector_class(detector), options)
+    elif options:
+        raise InputError(f"{detector.name} is fitted already", hint="leave its options out")
     check_procedure(procedure)
     images = as_stack(images, white_level=white_level)
     shape: Shape = (images.shape[1], images.shape[2])
@@ -158,6 +174,8 @@ def fit(
             f"the pictures have {shape[1]} × {shape[0]} pixels, the autoencoder's {inpainter.spec.size} a side",
             hint="make the sizes equal",
         )
+    if not isinstance(detector, str):
+        _check_fits(detector, extractor, seen)
     if len(images) < FEWEST:
         raise InputError(f"{len(images)} normal pictures are too few", hint=f"give at least {FEWEST}")
     shared = None if roi is None or np.shape(roi) == images.shape[:3] else check_roi(roi)
@@ -165,13 +183,15 @@ def fit(
     order = np.random.default_rng(seed).permutation(len(images))
     kept = max(1, len(images) // HELD_OUT)
     held_out, normals = images[order[:kept]], images[order[kept:]]
-    fitted = chosen.fit(features(extractor, reduce_images(normals, seen), title="features"), seed=seed, **options)
+    if isinstance(detector, str):
+        maps = features(extractor, reduce_images(normals, seen), title="features")
+        detector = detector_class(detector).fit(maps, seed=seed, **options)
     mixture = fit_pixel_mixture(normals, components=procedure.components, seed=seed)
     model = Model(
-        energy=Energy(extractor=extractor, detector=fitted, mixture=mixture),
+        energy=Energy(extractor=extractor, detector=detector, mixture=mixture),
         settings=settings,
         procedure=procedure,
-        scales=_typical(fitted, features(extractor, reduce_images(held_out, seen)), held_out, mixture),
+        scales=_typical(detector, features(extractor, reduce_images(held_out, seen)), held_out, mixture),
         shape=shape,
         seen=seen,
         limits=Limits(peak=1.0, spread=0.0, pixel=0.0, cost=1.0),
@@ -187,7 +207,7 @@ def fit(
     if parts is not None:
         inside = [cells_inside(parts[k], shape, seen) for k in order[:kept]]
         scores, costs = ([values[met] for values, met in zip(maps, inside, strict=True)] for maps in (scores, costs))
-    return replace(model, limits=limits_of(scores, costs, bound=bound_of(fitted)), roi=shared)
+    return replace(model, limits=limits_of(scores, costs, bound=bound_of(detector)), roi=shared)
 
 
 def draw_shots(count: int, shots: int, *, seed: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.core import Energy, Scales, Settings
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.images import resize_map, resize_mask
-from f2pad_jax.detectors import Detector, Maps
+from f2pad_jax.detectors import Detector, Drawing, Maps, drawing_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, lowest_outside
@@ -264,14 +264,15 @@ def _scores(detector: Detector, maps: Maps) -> tuple[jax.Array, jax.Array]:
     return detector.score(maps), detector.summands(maps)
 
 
-@partial(jax.jit, static_argnames="shape")
-def _enlarged(grid: jax.Array, *, shape: Shape) -> jax.Array:
-    return jax.image.resize(grid, shape, "bilinear")
+@partial(jax.jit, static_argnames=("shape", "enlarging"))
+def _enlarged(grid: jax.Array, *, shape: Shape, enlarging: str) -> jax.Array:
+    return jax.image.resize(grid, shape, enlarging)
 
 
-def smooth_map(grid: np.ndarray, shape: Shape) -> np.ndarray:
+def smooth_map(grid: np.ndarray, shape: Shape, drawing: Drawing = Drawing()) -> np.ndarray:
     """Values on the detector's grid as a smoothed map of what the extractor sees, of that shape, float32."""
-    return ndimage.gaussian_filter(np.asarray(_enlarged(grid, shape=shape)), SMOOTHING)
+    enlarged = np.asarray(_enlarged(grid, shape=shape, enlarging=drawing.enlarging))
+    return ndimage.gaussian_filter(enlarged, SMOOTHING, mode=drawing.border)
 
 
 def look(model: Model, images: np.ndarray) -> list[Sight]:
@@ -280,11 +281,11 @@ def look(model: Model, images: np.ndarray) -> list[Sight]:
         return []
     pixels, small = _pixels(images), reduce_images(images, model.seen)
     maps = features(model.extractor, small)
-    sights = []
+    sights, drawing = [], drawing_of(model.detector)
     for index, (image, seen) in enumerate(zip(pixels, pixels if small is images else small, strict=True)):
         found = tuple(m[index] for m in maps)
         scores, costs = map(np.asarray, _scores(model.detector, found))
-        scores = model.scored(smooth_map(scores, model.seen))
+        scores = model.scored(smooth_map(scores, model.seen, drawing))
         sights.append(Sight(image, seen, found, scores, costs, model.limits, own=scores))
     return sights
 

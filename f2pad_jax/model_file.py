@@ -22,11 +22,12 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
 from f2pad_jax.fills.autoencoder import OWN, Inpainter
 from f2pad_jax.model import Model, Procedure, ProcedureFacts
-from f2pad_jax.networks.extractor import map_shapes
+from f2pad_jax.networks.extractor import Extractor, check_precision, map_shapes
 from f2pad_jax.reducing import scale_of
 from f2pad_jax.schemas import Facts, Seed, facts_of, read_facts
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
+from f2pad_jax.weights.loading import make_extractor
 from f2pad_jax.weights.registry import NETWORKS, entry
 
 VERSION = 5
@@ -48,6 +49,7 @@ class ExtractorFacts(Facts):
     name: str
     sha256: str
     precision: str = "parity"  # older models name none
+    kept: bool = False  # whether the model holds its parameters
 
 
 class InpainterFacts(Facts):
@@ -100,7 +102,9 @@ class ModelFacts(Facts):
 
 
 def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
-    """Writes a model; it holds no published weights, only their digest. An autoencoder of one's own goes with it.
+    """Writes a model; it holds no published weights, only their digest.
+
+    An autoencoder of one's own goes with it, and the extractor that came with a detector's checkpoint.
 
     Raises:
       InputError: the folder exists and is no model, or it cannot be written.
@@ -121,6 +125,7 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
             "name": model.extractor.name,
             "sha256": model.extractor.digest,
             "precision": model.extractor.precision,
+            "kept": model.extractor.kept,
         },
         "shape": model.shape,
         "seen": model.seen,
@@ -132,6 +137,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
         "seed": model.seed,
         "white_level": model.white_level,
     }
+    if model.extractor.kept:
+        arrays["extractor"] = model.extractor.params
     if model.units is not None:
         facts["units"] = asdict(model.units)
     if (inpainter := model.inpainter) is not None:
@@ -152,27 +159,35 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
       weights: the extractor's weight file, where it is neither a package nor imported.
 
     Raises:
-      InputError: the folder is no model or was changed, or the weights of its extractor or autoencoder are missing
-        or others than those it was fitted with.
+      InputError: the folder is no model or was changed, the weights of its extractor or autoencoder are missing
+        or others than those it was fitted with, or some are given although the model holds them.
     """
     folder = Path(folder)
     arrays, facts = load_arrays(folder, kind="model", version=VERSION)
     known = read_facts(ModelFacts, facts, kind="model", where=folder, hint=AGAIN)
-    name, digest = known.extractor.name, known.extractor.sha256
     try:
         fields, inpainter = _fields(arrays, known), _inpainter(arrays, known, folder)
     except InputError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"damaged model ({error})", where=folder, hint=AGAIN) from error
-    path = None if weights is None else Path(weights)
-    extractor = load_extractor(name, weights=path, precision=known.extractor.precision)
-    if extractor.digest != digest:
-        hint = "name their file by --weights, or fit it again"
-        raise _other_weights(name, digest, extractor.digest, folder, hint)
+    extractor = _extractor(arrays, known.extractor, folder, None if weights is None else Path(weights))
     mixture = fields.pop("mixture")
     energy = Energy(extractor=extractor, detector=fields.pop("detector"), mixture=mixture)
     return Model(energy=energy, inpainter=inpainter, **fields)
+
+
+def _extractor(arrays: dict[str, Any], facts: ExtractorFacts, folder: Path, weights: Path | None) -> Extractor:
+    name, digest = facts.name, facts.sha256
+    if facts.kept:
+        if weights is not None:
+            raise InputError("holds the weights of its extractor", where=folder, hint="leave others out")
+        return make_extractor(name, arrays["extractor"], digest, check_precision(facts.precision), kept=True)
+    extractor = load_extractor(name, weights=weights, precision=facts.precision)
+    if extractor.digest != digest:
+        hint = "name their file by --weights, or fit it again"
+        raise _other_weights(name, digest, extractor.digest, folder, hint)
+    return extractor
 
 
 def _inpainter(arrays: dict[str, Any], facts: ModelFacts, folder: Path) -> Inpainter | None:
@@ -230,9 +245,12 @@ def _wanted(arrays: dict[str, Any], facts: ModelFacts, maps: tuple[Shape, ...]) 
     """Shapes and dtypes that the arrays of a model must have; how many pictures and Gaussians is theirs to say."""
     count, pictures = len(arrays["mixture"]["mean"]), (*facts.shape, 3)
     declared = getattr(detector_class(facts.detector.name), "declared", None)  # a class of one's own may have none
-    roi = {"roi": Shape(arrays["roi"].shape[:2], np.uint8)} if "roi" in arrays else {}
+    more: dict[str, Any] = {"roi": Shape(arrays["roi"].shape[:2], np.uint8)} if "roi" in arrays else {}
+    if facts.extractor.kept:
+        network = NETWORKS[facts.extractor.name]
+        more["extractor"] = network.shapes(network.spec)
     return {
-        **roi,
+        **more,
         "detector": declared(arrays["detector"], maps) if declared else arrays["detector"],
         "normals": Shape((len(arrays["normals"]), *pictures), np.uint8),
         "held_out": Shape((len(arrays["held_out"]), *pictures), np.uint8),

@@ -26,22 +26,22 @@ from f2pad_jax.interest import read_roi
 from f2pad_jax.maps import calibrate, list_maps, read_map
 from f2pad_jax.model import Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.reducing import seen_shape, work_shape
+from f2pad_jax.trained import load_trained
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.windows import training_windows
 
+SIZE = 224  # side of a square with as many pixels as an extractor sees
+FITTED = ("detector", "extractor", "weights", "option", "windows", "inpainter", "paper")  # not for trained detectors
+
 
 def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
-    detector = detector_class(arguments.detector)
-    options = parse_options(detector, arguments.option)
-    settings, procedure = Settings(), Procedure()
-    if arguments.paper:
-        settings, procedure = paper_settings()
-        options = {**detector.published, **options}
     check_target(arguments.out, kind="model")
+    settings, procedure = paper_settings() if arguments.paper else (Settings(), Procedure())
     white = arguments.white_level
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
     if arguments.shots is not None:
@@ -54,15 +54,15 @@ def run_fit(arguments: argparse.Namespace) -> int:
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     procedure = replace(procedure, false_alarms=arguments.false_alarms)
     roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
-    extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
+    detector, extractor, options, fixed = _choose_detector(arguments)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
-    seen = seen_shape((own[0], own[1]), arguments.size, extractor)
+    seen = fixed or seen_shape((own[0], own[1]), arguments.size or SIZE, extractor)
     shape = work_shape((own[0], own[1]), arguments.windows or arguments.work_size, seen)
     if inpainter is not None or arguments.paper:  # which know squares only
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
-        shape = seen = (arguments.size, arguments.size)
+        shape = seen = (arguments.size or SIZE,) * 2
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
     if normal_maps and arguments.windows is not None:
         raise InputError("--windows does not go with --maps", hint="leave one of them out")
@@ -75,7 +75,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     warn(doubts.of_training(images))
     model = fit(
         images,
-        detector=detector.name,
+        detector=detector,
         extractor=extractor,
         seen=seen,
         seed=arguments.seed,
@@ -92,10 +92,30 @@ def run_fit(arguments: argparse.Namespace) -> int:
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
-        f"{arguments.out}: {detector.name} on {extractor.name}, "
+        f"{arguments.out}: {model.detector.name} on {extractor.name}, "
         f"{len(images)} {what} of {shape[1]} × {shape[0]}{reduced}"
     )
     return DONE
+
+
+def _choose_detector(
+    arguments: argparse.Namespace,
+) -> tuple[str | Detector, Extractor, dict[str, Any], tuple[int, int] | None]:
+    """The detector by its name or as trained, its extractor, its options, and what that must see, if that is fixed."""
+    if arguments.trained is not None:
+        for name in FITTED:
+            if getattr(arguments, name):
+                raise InputError(f"--{name} does not go with --from", hint="leave one of them out")
+        found = load_trained(arguments.trained, size=arguments.size, precision=arguments.precision)
+        return found.detector, found.extractor, {}, found.seen
+    if arguments.detector is None or arguments.extractor is None:
+        raise InputError("--detector and --extractor are needed", hint="name both, or a checkpoint by --from")
+    detector = detector_class(arguments.detector)
+    options = parse_options(detector, arguments.option)
+    if arguments.paper:
+        options = {**detector.published, **options}
+    extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
+    return detector.name, extractor, options, None
 
 
 def run_train_mae(arguments: argparse.Namespace) -> int:

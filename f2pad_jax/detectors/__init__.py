@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from f2pad_jax.detectors.base import Detector, Maps, bound_of, check_options, options_of
+from f2pad_jax.detectors.base import Detector, Drawing, Maps, bound_of, check_options, drawing_of, options_of
 from f2pad_jax.detectors.cflow import CFlow
 from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 
-__all__ = ["DETECTORS", "Detector", "Maps", "bound_of", "check_options", "detector_class", "options_of"]
+__all__ = [
+    "DETECTORS",
+    "Detector",
+    "Drawing",
+    "Maps",
+    "bound_of",
+    "check_options",
+    "detector_class",
+    "drawing_of",
+    "options_of",
+]
 
 DETECTORS: dict[str, type[Detector]] = {each.name: each for each in (PaDiM, PatchCore, CFlow)}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, Self, get_type_hints, runtime_checkable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
 
 import jax
 import numpy as np
@@ -16,6 +17,20 @@ Shape = jax.ShapeDtypeStruct
 Maps = tuple[jax.Array, ...]  # of one picture: (H_k, W_k, C_k), finest first
 Arrays = dict[str, Any]  # nested dicts of arrays
 Facts = dict[str, Any]  # plain data for JSON
+Convention = Literal["own", "anomalib"]  # whose details a detector follows where codes of one method differ
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How scores on a detector's grid become a map.
+
+    Attributes:
+      enlarging: to the size of what the extractor sees, "linear" or "nearest".
+      border: how the Gaussian goes on beyond it, in SciPy's words: "reflect" repeats the last pixel, "mirror" does not.
+    """
+
+    enlarging: Literal["linear", "nearest"] = "linear"
+    border: Literal["reflect", "mirror"] = "reflect"
 
 
 @runtime_checkable
@@ -26,7 +41,8 @@ class Detector(Protocol):
     `declared(arrays, maps)` has the arrays of its model folders checked: from the arrays of `state` and the feature
     maps of a picture, (H_k, W_k, C_k) each, it gives the shapes and dtypes that the arrays must have, as
     `jax.ShapeDtypeStruct`s; a `ValueError` says what is wrong with their values. One whose scores have an
-    upper bound names it by a property `bound`; its threshold then stays below.
+    upper bound names it by a property `bound`; its threshold then stays below. One whose maps are drawn otherwise than
+    by `Drawing()` says so by a property `drawing`.
 
     Attributes:
       name: as on the command line.
@@ -83,6 +99,11 @@ class Detector(Protocol):
 def bound_of(detector: Detector) -> float | None:
     """What no score of the detector can exceed; None where it names nothing."""
     return getattr(detector, "bound", None)
+
+
+def drawing_of(detector: Detector) -> Drawing:
+    """How the detector's score maps are drawn."""
+    return getattr(detector, "drawing", Drawing())
 
 
 def options_of(detector: type[Detector]) -> dict[str, Any]:

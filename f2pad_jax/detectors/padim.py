@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape
 from f2pad_jax.errors import InputError
 
 REFERENCE_CHANNELS = 100  # kept of ResNet-18's 448 by the reference code
@@ -102,6 +102,7 @@ class PaDiM(struct.PyTreeNode):
       channels: which channels of all maps count, (D,) int32.
       mean: μ, (P, D).
       inverse: Λ⁻¹, in full or, with fewer pictures than channels, of low rank.
+      convention: of the score map; static.
     """
 
     name: ClassVar[str] = "padim"
@@ -112,6 +113,12 @@ class PaDiM(struct.PyTreeNode):
     channels: jax.Array
     mean: jax.Array
     inverse: Dense | LowRank
+    convention: Convention = struct.field(pytree_node=False, default="own")
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the score map is drawn: anomalib's Gaussian mirrors the border."""
+        return Drawing(border="mirror" if self.convention == "anomalib" else "reflect")
 
     @classmethod
     def fit(
@@ -197,15 +204,14 @@ class PaDiM(struct.PyTreeNode):
         return _quadratic_form(local.inverse, delta)
 
     def state(self) -> tuple[Arrays, Facts]:
-        """Arrays by name; of the inverse "precision", or "basis", "gain" and "floor"."""
-        return {"channels": self.channels, "mean": self.mean, **vars(self.inverse)}, {}
+        """Arrays by name, of the inverse "precision", or "basis", "gain" and "floor"; and the convention."""
+        return {"channels": self.channels, "mean": self.mean, **vars(self.inverse)}, {"convention": self.convention}
 
     @classmethod
     def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
         """The inverse of `state`."""
-        del facts
         own = {name: leaf for name, leaf in arrays.items() if name not in ("channels", "mean")}
-        return cls(arrays["channels"], arrays["mean"], (Dense if "precision" in own else LowRank)(**own))
+        return cls(arrays["channels"], arrays["mean"], (Dense if "precision" in own else LowRank)(**own), **facts)
 
     @classmethod
     def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:

@@ -1,7 +1,8 @@
 """PatchCore (Roth et al., arXiv 2106.08265): distance to the nearest of a bank of normal patch features.
 
 Patches are 3 × 3 averages; coarser maps are resized bilinearly to the finest grid used; the bank is a greedy
-k-center coreset chosen in a random projection (amazon-science/patchcore-inspection, `sampler.py`).
+k-center coreset chosen in a random projection (amazon-science/patchcore-inspection, `sampler.py`). anomalib averages
+over zeros beyond the border, takes the distance itself for the score, and repeats it for the pixels of a position.
 """
 
 from __future__ import annotations
@@ -15,27 +16,28 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
 
 
-def _average3(features: jax.Array) -> jax.Array:
-    """3 × 3 mean with the border repeated, as separable sums: (H, W, C)."""
-    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0)), mode="edge")
+def _average3(features: jax.Array, convention: Convention) -> jax.Array:
+    """3 × 3 mean with the border repeated, or zeros beyond it for anomalib's, as separable sums: (H, W, C)."""
+    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0)), mode="constant" if convention == "anomalib" else "edge")
     rows = padded[:-2] + padded[1:-1] + padded[2:]
     return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
 
 
-def embed(maps: Maps, scale: jax.Array) -> jax.Array:
+def embed(maps: Maps, scale: jax.Array, convention: Convention = "own") -> jax.Array:
     """Locally averaged features of the second and deeper maps on the second map's grid: (H_2, W_2, D).
 
     Args:
       maps: at least two feature maps of one image; the finest is left out.
       scale: (D,) divisors, one per channel.
+      convention: of the average.
     """
-    used = [_average3(m) for m in maps[1:]]
+    used = [_average3(m, convention) for m in maps[1:]]
     height, width = used[0].shape[:2]
     grown = [used[0]] + [jax.image.resize(m, (height, width, m.shape[-1]), "bilinear") for m in used[1:]]
     return jnp.concatenate(grown, axis=-1) / scale
@@ -80,6 +82,7 @@ class PatchCore(struct.PyTreeNode):
       scale: (D,), root mean variance of each map, repeated for its channels, so that no map outweighs another.
       bank: (B, D).
       norm: (B,), the bank's squared lengths.
+      convention: of the local average, the score and its map; static.
     """
 
     name: ClassVar[str] = "patchcore"
@@ -90,6 +93,12 @@ class PatchCore(struct.PyTreeNode):
     scale: jax.Array
     bank: jax.Array
     norm: jax.Array
+    convention: Convention = struct.field(pytree_node=False, default="own")
+
+    @property
+    def drawing(self) -> Drawing:
+        """How the score map is drawn."""
+        return Drawing("nearest", "mirror") if self.convention == "anomalib" else Drawing()
 
     @classmethod
     def fit(cls, maps: tuple[np.ndarray, ...], *, ratio: float = 0.1, limit: int = 8192, seed: int = 0) -> Self:
@@ -115,14 +124,15 @@ class PatchCore(struct.PyTreeNode):
         return cls(scale, bank, jnp.sum(jnp.square(bank), axis=-1))
 
     def score(self, maps: Maps) -> jax.Array:
-        """Squared distance to the nearest feature of the whole bank: (H_2, W_2)."""
-        features = embed(maps, self.scale)
-        nearest = jnp.min(self._to_bank(features.reshape(-1, features.shape[-1])), axis=-1)
-        return nearest.reshape(features.shape[:2])
+        """Squared distance to the nearest feature of the whole bank, or anomalib's, the distance: (H_2, W_2)."""
+        squares = self.summands(maps)
+        return jnp.sqrt(squares) if self.convention == "anomalib" else squares
 
     def summands(self, maps: Maps) -> jax.Array:
-        """The same: Eq. (4) with the whole bank for M_ij."""
-        return self.score(maps)
+        """Squared distances, Eq. (4) with the whole bank for M_ij: (H_2, W_2)."""
+        features = embed(maps, self.scale, self.convention)
+        nearest = jnp.min(self._to_bank(features.reshape(-1, features.shape[-1])), axis=-1)
+        return nearest.reshape(features.shape[:2])
 
     def localize(self, maps: Maps, positions: jax.Array, coarser: Sequence[jax.Array] | None = None) -> Local:
         """The candidates M_ij of Eq. (4): the 50 bank features nearest to those of n⁽⁰⁾ at some positions.
@@ -163,14 +173,13 @@ class PatchCore(struct.PyTreeNode):
         return ~jnp.any(jnp.all(local.candidates == nearest[:, None], axis=-1), axis=-1)
 
     def state(self) -> tuple[Arrays, Facts]:
-        """Arrays by name."""
-        return {"scale": self.scale, "bank": self.bank, "norm": self.norm}, {}
+        """Arrays by name, and the convention."""
+        return {"scale": self.scale, "bank": self.bank, "norm": self.norm}, {"convention": self.convention}
 
     @classmethod
     def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
         """The inverse of `state`."""
-        del facts
-        return cls(**arrays)
+        return cls(**arrays, **facts)
 
     @classmethod
     def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:
@@ -182,7 +191,7 @@ class PatchCore(struct.PyTreeNode):
         return {name: Shape(shape, jnp.float32) for name, shape in shapes.items()}
 
     def _embedded(self, maps: Maps, positions: jax.Array) -> jax.Array:
-        features = embed(maps, self.scale)
+        features = embed(maps, self.scale, self.convention)
         return features.reshape(-1, features.shape[-1])[positions]
 
     def _to_bank(self, features: jax.Array) -> jax.Array:

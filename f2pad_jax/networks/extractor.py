@@ -45,6 +45,7 @@ class Extractor:
       precision: of its products, in the gradient too: "parity", full float32; "fast", what the device does quickest
         with float32 (TF32 on a GPU, float32 on a CPU); "bf16", dense kernels and activations in bfloat16 (see
         `networks.layers.halved`). Feature maps, and all that is made of them, are float32.
+      kept: whether a model folder holds the parameters too, as those of a detector's own checkpoint.
     """
 
     params: Params
@@ -53,6 +54,7 @@ class Extractor:
     spec: NetworkSpec = field(metadata={"static": True})
     digest: str = field(metadata={"static": True})
     precision: Precision = field(default="parity", metadata={"static": True})
+    kept: bool = field(default=False, metadata={"static": True})
 
     @property
     def channels(self) -> tuple[int, ...]:

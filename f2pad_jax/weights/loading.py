@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.networks.extractor import Extractor, check_precision
+from f2pad_jax.networks.extractor import Extractor, Precision, check_precision
 from f2pad_jax.weights import cache
 from f2pad_jax.weights.fetching import by_hand, fetch
 from f2pad_jax.weights.prefixes import own_names, unwrapped
@@ -91,9 +92,24 @@ def load_extractor(name: str, *, weights: str | Path | None = None, precision: s
     """
     entry(name, kind="extractor")
     profile = check_precision(precision)
-    params, digest = load_params(name, weights=weights)
+    return make_extractor(name, *load_params(name, weights=weights), profile)
+
+
+def make_extractor(
+    name: str, params: Mapping[str, Any], digest: str, precision: Precision, *, kept: bool = False
+) -> Extractor:
+    """The extractor of that name with these parameters.
+
+    Args:
+      name: name in the registry.
+      params: tree of arrays, as of `convert_state`.
+      digest: SHA-256 of the file they came from.
+      precision: of its products.
+      kept: whether a model folder holds them too.
+    """
     network = NETWORKS[name]
-    return Extractor(params, name, network.apply, network.spec, digest, profile)
+    leaves = jax.tree.map(jnp.asarray, dict(params))
+    return Extractor(leaves, name, network.apply, network.spec, digest, precision, kept)
 
 
 def import_weights(name: str, path: str | Path, *, sha256: str | None = None) -> WeightStatus:
@@ -183,7 +199,6 @@ def _refuse_installed(known: Entry) -> None:
 
 
 def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
-    network = NETWORKS[known.name]
     state, digest = read_weights(path)
     # Only the published file has a digest that is known; other exports of the same weights have their own.
     if path.name == known.file and not digest.startswith(known.sha256):
@@ -192,7 +207,21 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
             where=path,
             hint=f"get {known.url}",
         )
-    state = unwrapped(state, network.known, path)
+    return convert_state(known.name, unwrapped(state, NETWORKS[known.name].known, path), path), digest
+
+
+def convert_state(name: str, state: Mapping[str, np.ndarray], path: Path) -> dict[str, Any]:
+    """The parameter tree of a network from arrays by its source's own names.
+
+    Args:
+      name: name in the registry.
+      state: the arrays.
+      path: the file they came from.
+
+    Raises:
+      InputError: they are not the network's, or hold what no training leaves.
+    """
+    network = NETWORKS[name]
     network.check(state, path)
     try:
         params = network.convert(state)
@@ -200,8 +229,8 @@ def _convert_file(known: Entry, path: Path) -> tuple[dict[str, Any], str]:
             _check_values("/".join(str(key.key) for key in keys), np.abs(np.asarray(leaf)))
     except ValueError as error:
         hint = own_names(state) if "missing" in str(error) else None
-        raise InputError(f"not the weights of {known.name}: {error}", where=path, hint=hint) from error
-    return params, digest
+        raise InputError(f"not the weights of {name}: {error}", where=path, hint=hint) from error
+    return params
 
 
 def _check_values(layer: str, sizes: np.ndarray) -> None:

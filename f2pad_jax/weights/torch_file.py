@@ -1,7 +1,8 @@
 """Reads the tensors of a torch file, zip or legacy format, without torch and without running its pickles.
 
 A torch file is a pickle, and a pickle is a program. The unpickler here can build plain values and descriptions of
-tensors and nothing else; tensors are cut from the raw storages afterwards, inside checked bounds.
+tensors and nothing else; tensors are cut from the raw storages afterwards, inside checked bounds. A checkpoint of
+Lightning's also names classes of its own: `read_checkpoint` puts one thing that does nothing in the place of them all.
 """
 
 from __future__ import annotations
@@ -153,9 +154,32 @@ _ALLOWED = {
 } | {("torch", name): _StorageType(name) for name in _DTYPES}
 
 
+class _Inert:
+    """Stands for whatever else a checkpoint names: it takes all that a pickle does to a class or an object."""
+
+    __slots__ = ()
+
+    def __new__(cls, *_: Any) -> _Inert:
+        return _INERT
+
+    def __call__(self, *_: Any) -> _Inert:
+        return self
+
+    @staticmethod
+    def ignore(*_: Any) -> None:
+        """Keeps nothing."""
+
+    __setstate__ = append = extend = add = __setitem__ = ignore
+
+
+_INERT = object.__new__(_Inert)
+_OBJECTS = frozenset(["NEWOBJ"])  # a pickle's opcode for one; it takes classes only, and `_Inert` is the only one here
+
+
 class _TensorUnpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO) -> None:
+    def __init__(self, stream: io.BytesIO, *, foreign: bool = False) -> None:
         super().__init__(stream)
+        self.foreign = foreign  # whether other names than those of tensors stand for `_Inert`
         self.storages: dict[str, _Storage] = {}  # all that the pickle speaks of, by key
         self.copied = 0  # members of containers that were made of others
         self.allowed = _ALLOWED | {("collections", "OrderedDict"): partial(self.collect, OrderedDict)}
@@ -165,6 +189,8 @@ class _TensorUnpickler(pickle.Unpickler):
         try:
             return self.allowed[module_name, global_name]
         except KeyError:
+            if self.foreign:
+                return _Inert
             raise pickle.UnpicklingError(f"refused: the pickle asks for {module_name}.{global_name}") from None
 
     def persistent_load(self, pid: Any, /) -> _Storage:
@@ -185,7 +211,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return kind(members)
 
 
-def _check_opcodes(stream: io.BytesIO) -> None:
+def _check_opcodes(stream: io.BytesIO, known: frozenset[str]) -> None:
     """Goes through a pickle without running it, and refuses one that would take long, much memory or a deep stack.
 
     What takes long is the hash of a tuple: it counts every member of every member, each time, and recursively. So
@@ -197,7 +223,7 @@ def _check_opcodes(stream: io.BytesIO) -> None:
     memo: dict[int, int] = {}
     for count, (opcode, argument, position) in enumerate(pickletools.genops(stream)):
         name = opcode.name
-        if name not in _OPCODES:
+        if name not in known:
             raise pickle.UnpicklingError(f"refused: the pickle has an opcode {name}")
         if count > MAX_OPCODES or (position or 0) - start > MAX_PICKLE:
             raise pickle.UnpicklingError("refused: the pickle is too large")
@@ -216,7 +242,7 @@ def _check_opcodes(stream: io.BytesIO) -> None:
         weight = 0 if name == "MARK" else 1
         if "GET" in name:
             weight = memo[int(argument or 0)]
-        elif "TUPLE" in name or name in ("REDUCE", "BINPERSID", "BUILD"):
+        elif "TUPLE" in name or name in ("REDUCE", "NEWOBJ", "BINPERSID", "BUILD"):
             weight += sum(members)
         else:  # the others that take something fill containers, which have no hash
             total += sum(members)
@@ -225,13 +251,13 @@ def _check_opcodes(stream: io.BytesIO) -> None:
         stack += [weight] * len(opcode.stack_after)
 
 
-def _unpickle(stream: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
+def _unpickle(stream: io.BytesIO, *, foreign: bool = False) -> tuple[Any, dict[str, _Storage]]:
     """One object from the stream, which then stands just behind it, and the storages that it speaks of."""
     start = stream.tell()
-    _check_opcodes(stream)
+    _check_opcodes(stream, _OPCODES | _OBJECTS if foreign else _OPCODES)
     end = stream.tell()
     stream.seek(start)
-    unpickler = _TensorUnpickler(io.BytesIO(stream.read(end - start)))
+    unpickler = _TensorUnpickler(io.BytesIO(stream.read(end - start)), foreign=foreign)
     value = unpickler.load()
     stream.seek(end)
     return value, unpickler.storages
@@ -285,7 +311,8 @@ def _array(tensor: _Tensor, flat: np.ndarray) -> np.ndarray:
     return np.lib.stride_tricks.as_strided(flat[tensor.offset :], tensor.shape, strides, writeable=False)
 
 
-def _read_zip(data: bytes) -> dict[str, np.ndarray]:
+def _read_zip(data: bytes, *, foreign: bool = False) -> tuple[dict[str, np.ndarray], Any]:
+    """The tensors of an archive, and the object that holds them."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         members = {info.filename: info for info in archive.infolist()}
         # torch never compresses, so a compressed member is a bomb or a mistake.
@@ -297,8 +324,8 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in members and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("refused: big-endian storages")
-        tensors = _tensors(_unpickle(io.BytesIO(archive.read(pickles[0])))[0])
-        return _arrays(tensors, lambda key: archive.read(f"{root}data/{key}"))
+        content, _ = _unpickle(io.BytesIO(archive.read(pickles[0])), foreign=foreign)
+        return _arrays(_tensors(content), lambda key: archive.read(f"{root}data/{key}")), content
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:
@@ -334,7 +361,31 @@ def read_torch(data: bytes) -> dict[str, np.ndarray]:
         values.
     """
     try:
-        return _read_zip(data) if data[:2] == b"PK" else _read_legacy(data)
+        return _read_zip(data)[0] if data[:2] == b"PK" else _read_legacy(data)
     # A damaged pickle or archive can raise nearly anything; whatever it is, the file cannot be used.
     except Exception as error:
+        raise ValueError(str(error) or type(error).__name__) from error
+
+
+def read_checkpoint(data: bytes) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a Lightning checkpoint's state dict, and its other entries.
+
+    Args:
+      data: the whole file, a zip archive.
+
+    Returns:
+      Arrays as of `read_torch`, and what lies beside the state dict: plain values, with a stand-in for everything that
+      is an object of some class. Nothing that the file names is imported or called.
+
+    Raises:
+      ValueError: as for `read_torch`, or it is no checkpoint of Lightning's.
+    """
+    try:
+        arrays, content = _read_zip(data, foreign=True)
+        if type(content) is not dict or not isinstance(content.pop("pytorch-lightning_version", None), str):
+            raise ValueError("no checkpoint of Lightning's")
+        if any(isinstance(value, _Inert) for value in content.pop("state_dict", {}).values()):
+            raise ValueError("refused: its state dict holds other things than tensors")
+        return arrays, content
+    except Exception as error:  # as above
         raise ValueError(str(error) or type(error).__name__) from error

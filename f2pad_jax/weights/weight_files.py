@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from f2pad_jax.weights.torch_file import read_torch
 MAX_BYTES = 2 * 2**30
 MAX_RATIO, SPARE = 8, 2**26  # by which weights can be compressed at most, and bytes that are no matter
 State = dict[str, np.ndarray]
+Content = TypeVar("Content")
 
 _DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "<i1"} | {
     "U64": "<u8", "U32": "<u4", "U16": "<u2", "U8": "<u1", "BOOL": "|b1"
@@ -65,6 +68,20 @@ def read_weights(path: Path) -> tuple[State, str]:
     Raises:
       InputError: no such file, too large, damaged, or holding anything but arrays.
     """
+    return read_file(path, _parse, hint="give a .pth, .safetensors or .npz of tensors")
+
+
+def read_file(path: Path, parse: Callable[[bytes], Content], *, hint: str) -> tuple[Content, str]:
+    """What `parse` makes of a file's bytes, and the SHA-256 of these.
+
+    Args:
+      path: the file.
+      parse: whatever it raises, the file cannot be used.
+      hint: what to give instead.
+
+    Raises:
+      InputError: no such file, too large, or `parse` has refused it.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError("larger than 2 GiB", where=path, hint="give the weights of one network")
@@ -72,12 +89,8 @@ def read_weights(path: Path) -> tuple[State, str]:
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=path, hint="give a weight file") from error
     try:
-        state = _parse(data)
+        content = parse(data)
     # Readers of damaged files raise all sorts of errors; each means that the file cannot be used.
     except Exception as error:
-        raise InputError(
-            f"not a usable weight file ({error})",
-            where=path,
-            hint="give a .pth, .safetensors or .npz of tensors",
-        ) from error
-    return state, hashlib.sha256(data).hexdigest()
+        raise InputError(f"not a usable weight file ({error})", where=path, hint=hint) from error
+    return content, hashlib.sha256(data).hexdigest()
