@@ -156,7 +156,6 @@ def parser() -> argparse.ArgumentParser:
     )
     fit.add_argument(
         "--from",
-        dest="trained",
         type=Path,
         metavar="FILE",
         help="checkpoint of a PaDiM or PatchCore that anomalib 2 has trained, which brings its extractor",

@@ -58,7 +58,7 @@ def load_trained(path: str | os.PathLike[str], *, size: int | None = None, preci
     """A detector that anomalib 2 has trained.
 
     Args:
-      path: the Lightning checkpoint (`.ckpt`) of a `Padim` or `Patchcore` on a ResNet-18, 34 or 50 or a Wide ResNet-50-2,
+      path: the Lightning checkpoint (`.ckpt`) of a `Padim` or `Patchcore` on ResNet-18, 34 or 50 or Wide ResNet-50-2,
         with the layers that anomalib uses by default.
       size: side of the pictures, where the checkpoint does not tell and it is not that of PaDiM's grid or 256.
       precision: of the extractor, as for `load_extractor`.
@@ -140,16 +140,12 @@ def _resized(config: Any) -> Shape:
             raise ValueError("resizes its pictures otherwise than bilinearly and antialiased")
         if [*colours["mean"]] != [*MEAN] or [*colours["std"]] != [*STD]:
             raise ValueError("does not normalise its pictures as ImageNet's")
-        height, width = sides["size"]
-        if (
-            type(height) is not int
-            or type(width) is not int
-            or not 0 < min(height, width) <= max(height, width) < 2**15
-        ):
-            raise ValueError(f"brings its pictures to the size {sides['size']}")
+        size = sides["size"]
+        if len(size) != 2 or not all(type(side) is int and 0 < side < 2**15 for side in size):
+            raise ValueError(f"brings its pictures to the size {size}")
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError("does not tell how it prepares its pictures") from error
-    return height, width
+        raise ValueError("does not tell how its pictures are prepared") from error
+    return size[0], size[1]
 
 
 def _places(state: State) -> int:

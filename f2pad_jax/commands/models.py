@@ -41,6 +41,7 @@ FITTED = ("detector", "extractor", "weights", "option", "windows", "inpainter", 
 def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
     check_target(arguments.out, kind="model")
+    detector, extractor, options, fixed = _choose_detector(arguments)
     settings, procedure = paper_settings() if arguments.paper else (Settings(), Procedure())
     white = arguments.white_level
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
@@ -54,7 +55,6 @@ def run_fit(arguments: argparse.Namespace) -> int:
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     procedure = replace(procedure, false_alarms=arguments.false_alarms)
     roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
-    detector, extractor, options, fixed = _choose_detector(arguments)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
     seen = fixed or seen_shape((own[0], own[1]), arguments.size or SIZE, extractor)
@@ -62,7 +62,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
     if inpainter is not None or arguments.paper:  # which know squares only
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
-        shape = seen = (arguments.size or SIZE,) * 2
+        shape = seen = (arguments.size or SIZE, arguments.size or SIZE)
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
     if normal_maps and arguments.windows is not None:
         raise InputError("--windows does not go with --maps", hint="leave one of them out")
@@ -102,11 +102,11 @@ def _choose_detector(
     arguments: argparse.Namespace,
 ) -> tuple[str | Detector, Extractor, dict[str, Any], tuple[int, int] | None]:
     """The detector by its name or as trained, its extractor, its options, and what that must see, if that is fixed."""
-    if arguments.trained is not None:
+    if (checkpoint := vars(arguments)["from"]) is not None:
         for name in FITTED:
             if getattr(arguments, name):
                 raise InputError(f"--{name} does not go with --from", hint="leave one of them out")
-        found = load_trained(arguments.trained, size=arguments.size, precision=arguments.precision)
+        found = load_trained(checkpoint, size=arguments.size, precision=arguments.precision)
         return found.detector, found.extractor, {}, found.seen
     if arguments.detector is None or arguments.extractor is None:
         raise InputError("--detector and --extractor are needed", hint="name both, or a checkpoint by --from")
