@@ -28,14 +28,20 @@ def _average3(features: jax.Array) -> jax.Array:
     return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
 
 
+def used_maps(maps: Sequence[Any]) -> Sequence[Any]:
+    """The maps without those of the finest grid, which tell edges rather than parts; all where there is one grid."""
+    finest = maps[0].shape[-3:-1]
+    return [m for m in maps if m.shape[-3:-1] != finest] or maps
+
+
 def embed(maps: Maps, scale: jax.Array) -> jax.Array:
-    """Locally averaged features of the second and deeper maps on the second map's grid: (H_2, W_2, D).
+    """Locally averaged features of the maps that are used, on the finest grid of these: (H, W, D).
 
     Args:
-      maps: at least two feature maps of one image; the finest is left out.
+      maps: all feature maps of one image.
       scale: (D,) divisors, one per channel.
     """
-    used = [_average3(m) for m in maps[1:]]
+    used = [_average3(m) for m in used_maps(maps)]
     height, width = used[0].shape[:2]
     grown = [used[0]] + [jax.image.resize(m, (height, width, m.shape[-1]), "bilinear") for m in used[1:]]
     return jnp.concatenate(grown, axis=-1) / scale
@@ -101,8 +107,9 @@ class PatchCore(struct.PyTreeNode):
           limit: largest size of the coreset.
           seed: of the random projection and of the first point.
         """
-        deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in maps[1:]]
-        scale = jnp.asarray(np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in maps[1:]]), jnp.float32)
+        used = used_maps(maps)
+        deviation = [np.sqrt(m.astype(np.float64).var(axis=(0, 1, 2)).mean()) for m in used]
+        scale = jnp.asarray(np.repeat(np.maximum(deviation, 1e-12), [m.shape[-1] for m in used]), jnp.float32)
         embed_all = jax.jit(lambda batch: jax.lax.map(lambda one: embed(one, scale), batch))
         patches = embed_all(tuple(jnp.asarray(m) for m in maps)).reshape(-1, len(scale))
         size = max(1, min(limit, round(ratio * len(patches))))
@@ -115,7 +122,7 @@ class PatchCore(struct.PyTreeNode):
         return cls(scale, bank, jnp.sum(jnp.square(bank), axis=-1))
 
     def score(self, maps: Maps) -> jax.Array:
-        """Squared distance to the nearest feature of the whole bank: (H_2, W_2)."""
+        """Squared distance to the nearest feature of the whole bank: (H, W)."""
         features = embed(maps, self.scale)
         nearest = jnp.min(self._to_bank(features.reshape(-1, features.shape[-1])), axis=-1)
         return nearest.reshape(features.shape[:2])
@@ -129,7 +136,7 @@ class PatchCore(struct.PyTreeNode):
 
         Args:
           maps: features of n⁽⁰⁾.
-          positions: (S,) int32 in row-major order on the second map's grid.
+          positions: (S,) int32 in row-major order on the grid of `embed`.
           coarser: unused, part of the detectors' common signature.
         """
         del coarser
@@ -175,7 +182,7 @@ class PatchCore(struct.PyTreeNode):
     @classmethod
     def declared(cls, arrays: Arrays, maps: Sequence[Shape]) -> Arrays:
         """Shapes of the arrays of `state`; the size of the bank is theirs to say."""
-        count, dims = len(arrays["bank"]), sum(m.shape[-1] for m in maps[1:])
+        count, dims = len(arrays["bank"]), sum(m.shape[-1] for m in used_maps(maps))
         if not count or not (arrays["scale"] > 0).all():
             raise ValueError("the bank is empty, or scale is not positive")
         shapes = {"scale": (dims,), "bank": (count, dims), "norm": (count,)}
