@@ -99,8 +99,8 @@ def bank(count: int, options: Options) -> Figures:
     maps = tuple(m[0] for m in apply_extractor(extractor, jnp.asarray(pictures, jnp.float32) / 255))
     dims = sum(m.shape[-1] for m in maps[1:])
     rows = jax.random.normal(jax.random.key(0), (count, dims))
-    detector = PatchCore(jnp.ones(dims), rows, jnp.sum(jnp.square(rows), axis=-1))
     positions = jnp.arange(maps[1].shape[0] * maps[1].shape[1])
+    detector = PatchCore(jnp.ones(dims), jnp.ones(len(positions)), rows, jnp.sum(jnp.square(rows), axis=-1))
     call = prepared(jax.jit(PatchCore.localize), detector, maps, positions)
     return {"weights": weights, "batch": 1, "size": options.size, **timed(call, options.repeats)}
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.core import Energy, Scales, Settings
+from f2pad_jax.core.energy import scored_stride
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.images import resize_map, resize_mask
 from f2pad_jax.detectors import Detector, Drawing, Maps, drawing_of
@@ -180,9 +181,10 @@ class Model:
 
     @property
     def grids(self) -> tuple[Shape, ...]:
-        """Rows and columns of the detector's grid and of the coarser maps that it uses."""
-        height, width = self.seen
-        return tuple((height // stride, width // stride) for stride in self.extractor.strides[self.detector.level :])
+        """Rows and columns of the maps that the detector may use: those of its grid, and the coarser ones."""
+        (height, width), strides = self.seen, self.extractor.strides
+        own = scored_stride(strides, self.detector.level)
+        return tuple((height // stride, width // stride) for stride in strides if stride >= own)
 
     @property
     def scale(self) -> float:

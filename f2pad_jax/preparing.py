@@ -58,7 +58,7 @@ class Affected(NamedTuple):
 
     positions: np.ndarray  # (S,) int32, ascending, row-major
     present: np.ndarray  # (S,) float32, zero for padding
-    coarser: tuple[np.ndarray, ...]  # (S_k,) int32, the cells of each coarser map in which they lie
+    coarser: tuple[np.ndarray, ...]  # (S_k,) int32, the cells of each further map in which they lie
 
 
 def affected(region: np.ndarray, grids: Sequence[Shape]) -> Affected:
@@ -66,7 +66,7 @@ def affected(region: np.ndarray, grids: Sequence[Shape]) -> Affected:
 
     Args:
       region: bool, in any size.
-      grids: rows and columns of the detector's grid and of the coarser maps, finest first.
+      grids: rows and columns of the detector's grid and of further maps, none finer.
     """
 
     def cells(wanted: np.ndarray, grid: Shape) -> np.ndarray:
@@ -218,7 +218,8 @@ def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
 def _plan(model: Model, sight: Sight, region: np.ndarray, *others: Any) -> Plan:
     whole = Box(0, 0, *model.shape)
     box = whole if model.seen == model.shape else enclosing(region, BORDER)
-    return Plan(sight, region, box, affected(region, model.grids), *others)
+    reached = np.ones_like(region) if model.extractor.everywhere else region
+    return Plan(sight, region, box, affected(reached, model.grids), *others)
 
 
 @jax.jit

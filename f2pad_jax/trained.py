@@ -86,7 +86,7 @@ def load_trained(path: str | os.PathLike[str], *, size: int | None = None, preci
         if kind == _MEAN:
             detector = _padim(state, maps[0].shape[0] * maps[0].shape[1], sum(made.channels))
         else:
-            detector = _patchcore(state, sum(made.channels[1:]))
+            detector = _patchcore(state, sum(made.channels[1:]), maps[1].shape[0] * maps[1].shape[1])
     except ValueError as error:
         if isinstance(error, InputError):
             raise
@@ -167,11 +167,11 @@ def _padim(state: State, places: int, total: int) -> PaDiM:
     return PaDiM(_int(channels), _float(mean.T), Dense(_float(inverse)), "anomalib")
 
 
-def _patchcore(state: State, width: int) -> PatchCore:
+def _patchcore(state: State, width: int, places: int) -> PatchCore:
     intake = Intake(state)
     bank = _float(intake.take(_BANK, (max(len(np.atleast_1d(state[_BANK])), 1), width)))
     intake.finish(ignored=("",))
-    return PatchCore(jnp.ones(width), bank, jnp.sum(jnp.square(bank), axis=-1), "anomalib")
+    return PatchCore(jnp.ones(width), jnp.ones(places), bank, jnp.sum(jnp.square(bank), axis=-1), "anomalib")
 
 
 def _float(array: np.ndarray) -> Any:

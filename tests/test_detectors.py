@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import EmpiricalCovariance
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
@@ -292,8 +293,16 @@ def test_the_bank_holds_training_patches() -> None:
     maps = draw_maps(6)
     detector = PatchCore.fit(maps, ratio=0.25, seed=3)
     deviations = [m.astype(float).reshape(-1, m.shape[-1]).var(axis=0).mean() ** 0.5 for m in maps[1:]]
-    np.testing.assert_allclose(detector.scale, np.repeat(deviations, CHANNELS[1:]), rtol=1e-5)
-    patches = np.concatenate([patchcore.embed(one(maps, k), detector.scale).reshape(16, 9) for k in range(6)])
+    scale = np.repeat(deviations, CHANNELS[1:])
+    plain = PatchCore.fit(maps, ratio=0.25, seed=3, plain=True)
+    np.testing.assert_allclose(plain.metric, 1 / scale, rtol=1e-5)
+    np.testing.assert_array_equal(plain.usual, 1)
+    scaled = np.concatenate([patchcore.embed(one(maps, k), plain.metric).reshape(16, 9) for k in range(6)])
+    wanted = EmpiricalCovariance().fit(scaled).covariance_
+    wanted = wanted + patchcore.RIDGE * np.trace(wanted) / 9 * np.eye(9)
+    whitening = np.asarray(detector.metric, float) * scale[:, None]
+    np.testing.assert_allclose(whitening @ whitening.T, np.linalg.inv(wanted), rtol=2e-4, atol=2e-5)
+    patches = np.concatenate([patchcore.embed(one(maps, k), detector.metric).reshape(16, 9) for k in range(6)])
     bank = np.asarray(detector.bank)
     assert bank.shape == (24, 9)
     distances = pairwise_distances(bank.astype(float), patches.astype(float))
@@ -306,6 +315,22 @@ def test_the_bank_holds_training_patches() -> None:
     for _ in range(20):
         chosen = patches[rng.choice(96, 24, replace=False)]
         assert rest < pairwise_distances(patches, chosen).min(axis=1).max()
+
+
+def test_usual_distances_leave_a_pictures_own_patches_out() -> None:
+    maps = draw_maps(5)
+    maps[1][:, 0, 0] *= 4  # normal pictures differ most in one corner
+    detector = PatchCore.fit(maps, ratio=0.5)
+    patches = np.stack([patchcore.embed(one(maps, k), detector.metric).reshape(16, 9) for k in range(5)])
+    bank = np.asarray(detector.bank)
+    owner = pairwise_distances(bank, patches.reshape(-1, 9)).argmin(axis=1) // 16
+    nearest = [pairwise_distances(patches[k], bank[owner != k]).min(axis=1) ** 2 for k in range(5)]
+    mean = ndimage.gaussian_filter(np.mean(nearest, axis=0).reshape(4, 4), 1.0)
+    wanted = np.maximum(mean / np.quantile(mean, patchcore.ORDINARY), 1)
+    np.testing.assert_allclose(detector.usual, wanted.ravel(), rtol=1e-4)
+    assert wanted.argmax() == 0
+    assert wanted.max() > 1.2
+    np.testing.assert_array_equal(PatchCore.fit(draw_maps(1)).usual, 1)  # there is no other picture
 
 
 def test_the_bank_depends_on_the_seed_alone_and_has_a_limit() -> None:
@@ -321,9 +346,9 @@ def test_the_bank_depends_on_the_seed_alone_and_has_a_limit() -> None:
 def test_patchcores_score_is_scikit_learns_nearest_neighbour() -> None:
     detector = PatchCore.fit(draw_maps(10), ratio=0.5)
     test = draw_maps(1, seed=9)
-    features = np.asarray(patchcore.embed(one(test), detector.scale), float).reshape(16, 9)
+    features = np.asarray(patchcore.embed(one(test), detector.metric), float).reshape(16, 9)
     neighbours = NearestNeighbors(n_neighbors=1, algorithm="brute").fit(np.asarray(detector.bank, float))
-    wanted = neighbours.kneighbors(features)[0][:, 0] ** 2
+    wanted = neighbours.kneighbors(features)[0][:, 0] ** 2 / np.asarray(detector.usual)
     np.testing.assert_allclose(detector.score(one(test)), wanted.reshape(4, 4), rtol=2e-5)
 
 
@@ -344,7 +369,7 @@ def local_case() -> tuple[PatchCore, patchcore.Local, np.ndarray]:
     detector = PatchCore.fit(draw_maps(20), ratio=0.5)
     start = one(draw_maps(1, seed=9))
     local = detector.localize(start, POSITIONS)
-    features = np.asarray(patchcore.embed(start, detector.scale), float).reshape(16, 9)[POSITIONS]
+    features = np.asarray(patchcore.embed(start, detector.metric), float).reshape(16, 9)[POSITIONS]
     order = pairwise_distances(features, np.asarray(detector.bank, float)).argsort(axis=1)[:, :50]
     return detector, local, np.asarray(detector.bank)[order]
 
@@ -366,8 +391,9 @@ def test_local_scores_are_the_nearest_candidates(
     exact = 0
     for step in (0.0, 0.2, 1.0):
         moved = tuple(a + step * b for a, b in zip(one(draw_maps(1, 9)), one(draw_maps(1, 11)), strict=True))
-        features = np.asarray(patchcore.embed(moved, detector.scale), float).reshape(16, 9)[POSITIONS]
-        dense = np.square(features[:, None] - candidates).sum(axis=-1).min(axis=1)
+        features = np.asarray(patchcore.embed(moved, detector.metric), float).reshape(16, 9)[POSITIONS]
+        usual = np.asarray(detector.usual)[POSITIONS]
+        dense = np.square(features[:, None] - candidates).sum(axis=-1).min(axis=1) / usual
         found = np.asarray(detector.local_scores(local, moved))
         np.testing.assert_allclose(found, dense, rtol=1e-5)
         whole = np.asarray(detector.score(moved)).reshape(-1)[POSITIONS]
@@ -387,7 +413,7 @@ def test_stale_candidates_are_found(local_case: tuple[PatchCore, patchcore.Local
     bank, seen = np.asarray(detector.bank, float), set()
     pictures = [draw_maps(1, seed) for seed in (9, 11, 12, 13)]
     for maps in pictures:
-        features = np.asarray(patchcore.embed(one(maps), detector.scale), float).reshape(16, 9)[POSITIONS]
+        features = np.asarray(patchcore.embed(one(maps), detector.metric), float).reshape(16, 9)[POSITIONS]
         nearest = bank[pairwise_distances(features, bank).argmin(axis=1)]
         wanted = ~(candidates == nearest[:, None]).all(axis=-1).any(axis=-1)
         np.testing.assert_array_equal(detector.stale(local, one(maps)), wanted)
@@ -406,11 +432,11 @@ def test_patchcores_gradient_points_away_from_the_nearest(
     test = one(draw_maps(1, seed=12))
     weight = np.array([1.0, -2.0, 0.5, 3.0, 1.0])
     found = jax.grad(lambda maps: jnp.sum(weight * detector.local_scores(local, maps)))(test)
-    embedded, pull = jax.vjp(lambda maps: patchcore.embed(maps, detector.scale), test)
+    embedded, pull = jax.vjp(lambda maps: patchcore.embed(maps, detector.metric), test)
     features = np.asarray(embedded, float).reshape(16, 9)[POSITIONS]
     nearest = np.square(features[:, None] - candidates).sum(axis=-1).argmin(axis=1)
     cotangent = np.zeros((16, 9))
-    difference = features - candidates[np.arange(5), nearest]
+    difference = (features - candidates[np.arange(5), nearest]) / np.asarray(detector.usual)[POSITIONS, None]
     np.add.at(cotangent, np.asarray(POSITIONS), 2 * weight[:, None] * difference)
     (wanted,) = pull(jnp.asarray(cotangent.reshape(4, 4, 9), jnp.float32))
     np.testing.assert_array_equal(found[0], 0)

@@ -21,8 +21,9 @@ from f2pad_jax.fills.autoencoder import Inpainter, autoencoder_fill, removed_tok
 from f2pad_jax.fitting import fit
 from f2pad_jax.model import Model, Procedure
 from f2pad_jax.model_file import load_model, save_model
-from f2pad_jax.networks import mae
+from f2pad_jax.networks import mae, transformer
 from f2pad_jax.networks.mae import MAESpec
+from f2pad_jax.networks.transformer import patchify
 from f2pad_jax.preparing import begin
 from f2pad_jax.weights import import_weights, list_weights, load_extractor, mae_keys
 from f2pad_jax.weights.inpainters import load_inpainter
@@ -111,13 +112,13 @@ def test_removed_pixels_have_no_influence() -> None:
     removed[0, [1, 6]] = True
     slope = jax.grad(lambda x: jnp.sum(jnp.sin(mae.reconstruct(params, x, jnp.asarray(removed), spec=TINY))))(images)
     assert np.isfinite(slope).all()
-    moved = np.asarray(jnp.abs(mae.patchify(slope, patch=TINY.patch)).max(-1) > 0)
+    moved = np.asarray(jnp.abs(patchify(slope, patch=TINY.patch)).max(-1) > 0)
     np.testing.assert_array_equal(moved, ~removed)
 
 
 def test_patches_run_by_rows_with_the_channel_last() -> None:
     images = np.arange(2 * 4 * 4 * 3).reshape(2, 4, 4, 3)
-    vectors = mae.patchify(jnp.asarray(images), patch=2)
+    vectors = patchify(jnp.asarray(images), patch=2)
     np.testing.assert_array_equal(vectors[1, 2], images[1, 2:, :2].reshape(-1))
     np.testing.assert_array_equal(mae.unpatchify(vectors, patch=2), images)
 
@@ -437,11 +438,13 @@ def test_operations_and_blocks_agree_with_transformers(theirs: tuple[Any, Path])
     params = jax.tree.map(lambda leaf: leaf[1], mae_keys.convert(read_weights(file)[0], TINY)["blocks"])
     x, weights = (np.random.default_rng(k).normal(size=(3, 17, 48)).astype(np.float32) for k in (3, 4))
     layer = model.vit.layers[1] if hasattr(model.vit, "layers") else model.vit.encoder.layer[1]
-    attention = partial(mae.attention, heads=4)
+    norm = partial(transformer.layer_norm, epsilon=mae.EPSILON)
+    attention = partial(transformer.attention, heads=4)
+    block = partial(transformer.block, heads=4, epsilon=mae.EPSILON)
     cases = {
-        "norm": (mae.layer_norm, params["norm1"], layer.layernorm_before, 1e-6),
+        "norm": (norm, params["norm1"], layer.layernorm_before, 1e-6),
         "attention": (attention, params, lambda y: layer.attention(y)[0], 2e-6),
-        "block": (partial(mae.block, heads=4), params, layer, 1e-5),
+        "block": (block, params, layer, 1e-5),
     }
     for name, (ours, own, other, limit) in cases.items():
         y = _torch(x).requires_grad_()
@@ -466,7 +469,7 @@ def test_the_whole_agrees_with_transformers(theirs: tuple[Any, Path]) -> None:
     removed = output.mask.numpy().astype(bool)
     assert removed.sum() == 3 * TINY.tokens / 2
     found, back = jax.vjp(lambda x: mae.reconstruct(params, x, removed, spec=TINY), images)
-    assert _relative(mae.patchify(found, patch=TINY.patch), output.logits.detach().numpy()) < 1e-4
+    assert _relative(patchify(found, patch=TINY.patch), output.logits.detach().numpy()) < 1e-4
     slope = back(mae.unpatchify(jnp.asarray(weights), patch=TINY.patch))[0]
     assert _relative(slope, pixels.grad.numpy().transpose(0, 2, 3, 1)) < 1e-4
 

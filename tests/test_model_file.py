@@ -26,7 +26,7 @@ from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights import load_extractor
 
-SIZE, CHANNELS = 64, 152  # of the two coarser maps of EfficientNet-Lite0
+SIZE, PLACES, CHANNELS = 64, 64, 152  # of the two coarser maps of EfficientNet-Lite0
 FIELDS = ("shape", "seen", "windowed")
 
 
@@ -64,7 +64,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model() -> Model:
     tree = _tree()
-    detector = PatchCore(scale=jnp.ones(CHANNELS), bank=jnp.asarray(tree["detector"]["bank"]), norm=jnp.zeros(40))
+    detector = PatchCore(jnp.ones(CHANNELS), jnp.ones(PLACES), jnp.asarray(tree["detector"]["bank"]), jnp.zeros(40))
     energy = Energy(
         extractor=load_extractor("efficientnet_lite0"),
         detector=detector,

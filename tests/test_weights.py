@@ -336,7 +336,7 @@ def test_the_registry_and_the_networks_belong_together():
     assert set(registry()) == set(NETWORKS)
     for known in registry().values():
         assert known.url.startswith("https://")
-        assert known.licence in ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0")
+        assert known.licence in ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0", "LicenseRef-DINOv3")
         assert len(known.sha256) in (0, 8, 64)
         stated = known.file.rpartition(".")[0].rpartition("-")[2]
         assert not known.sha256 or known.sha256.startswith(stated)

@@ -38,12 +38,18 @@ class Scores(Protocol):
 
     @property
     def level(self) -> int:
-        """Which map's grid the scores lie on."""
+        """Which grid the scores lie on, see `scored_stride`."""
         ...
 
     def local_scores(self, local: Any, maps: Maps) -> Float[Array, " s"]:
         """s_ij of Eq. (4), (6) or (7) at the positions that `local` is about, as many as `Problem.present`."""
         ...
+
+
+def scored_stride(strides: Sequence[int], level: int) -> int:
+    """Stride of the grid with the scores: of the grids of all maps, finest first, that of `level`, or the coarsest."""
+    grids = sorted(set(strides))
+    return grids[min(level, len(grids) - 1)]
 
 
 class Energy(struct.PyTreeNode, kw_only=True):
@@ -123,7 +129,7 @@ def terms_and_scores(
 ) -> tuple[Terms, Float[Array, " s"]]:
     """`terms`, and the scores s_ij that l_n adds up, (S,); arguments as there."""
     extractor, detector, scales = energy.extractor, energy.detector, problem.scales
-    pixels, seen = extractor.strides[detector.level] ** 2, normal
+    pixels, seen = scored_stride(extractor.strides, detector.level) ** 2, normal
     if (reduction := problem.reduction) is not None:
         pixels, seen = pixels * reduction.area, reduce(normal, problem.image, reduction)
     maps = tuple(m[0] for m in extractor(seen[None]))

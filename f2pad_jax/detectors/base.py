@@ -46,7 +46,7 @@ class Detector(Protocol):
 
     Attributes:
       name: as on the command line.
-      level: index of the feature map whose grid the scores lie on, finest first.
+      level: which of the grids of the feature maps the scores lie on, finest first; the coarsest where there are fewer.
       anchored: whether `localize` looks at the features of n⁽⁰⁾, not at their shapes alone.
       published: options of `fit` that the detector's own paper sets otherwise than the defaults here.
     """
@@ -78,7 +78,8 @@ class Detector(Protocol):
         Args:
           maps: features of n⁽⁰⁾.
           positions: (S,) int32 in row-major order on the grid of `level`.
-          coarser: of each coarser map the cells in which the positions lie, (S_k,) int32; all of them by default.
+          coarser: of each further map, none finer, the cells in which the positions lie, (S_k,) int32; all of them by
+            default.
         """
         ...
 

@@ -27,7 +27,8 @@ from f2pad_jax.checkpoint import check_arrays, check_target, is_checkpoint, load
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
-from f2pad_jax.networks.mae import MAESpec, patchify, position_code, reconstruct, shapes
+from f2pad_jax.networks.mae import MAESpec, position_code, reconstruct, shapes
+from f2pad_jax.networks.transformer import patchify
 
 STATE = "training-run"  # kind of the folder that keeps an unfinished run
 BATCH = 8

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from f2pad_jax.networks import efficientnet, resnet
+from f2pad_jax.networks import efficientnet, resnet, vit
 
-__all__ = ["efficientnet", "resnet"]
+__all__ = ["efficientnet", "resnet", "vit"]

@@ -18,7 +18,10 @@ Features = tuple[jax.Array, ...]
 
 
 class NetworkSpec(Protocol):
-    """What an extractor must know of a network's definition; hashable, so static under `jit`."""
+    """What an extractor must know of a network's definition; hashable, so static under `jit`.
+
+    Maps may share a stride, and one is enough. A definition with attention also has a property `everywhere`, True.
+    """
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -65,6 +68,11 @@ class Extractor:
     def strides(self) -> tuple[int, ...]:
         """Input pixels per feature position along one side, finest map first."""
         return self.spec.strides
+
+    @property
+    def everywhere(self) -> bool:
+        """Whether a pixel changes the features of all positions, as with attention; else, above all, of near ones."""
+        return getattr(self.spec, "everywhere", False)
 
     def apply(self, params: Params, images: jax.Array) -> Features:
         """Feature maps of a batch, finest first, as a pure function of both arguments.

@@ -34,8 +34,13 @@ def conv_shapes(size: int, inputs: int, outputs: int) -> Params:
 
 
 def halved(params: Params) -> Params:
-    """The dense kernels in bfloat16; biases and depthwise kernels, whose rounding costs most accuracy, as they are."""
-    return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.ndim == 4 and a.shape[2] > 1 else a, params)
+    """The dense kernels in bfloat16; all else, depthwise kernels above all, whose rounding costs most, as it is."""
+
+    def half(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        depthwise = leaf.ndim == 4 and leaf.shape[2] == 1
+        return leaf.astype(jnp.bfloat16) if path[-1].key == "kernel" and not depthwise else leaf
+
+    return jax.tree_util.tree_map_with_path(half, params)
 
 
 def same_pads(shape: tuple[int, ...], size: int, stride: int) -> Pads:

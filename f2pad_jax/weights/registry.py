@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.networks import efficientnet, mae, resnet
-from f2pad_jax.weights import key_maps, mae_keys
+from f2pad_jax.networks import efficientnet, mae, resnet, vit
+from f2pad_jax.weights import key_maps, mae_keys, vit_keys
 
 Kind = Literal["extractor", "inpainter"]
 
@@ -86,6 +86,10 @@ def _extractor(spec: Any, module: ModuleType, *layouts: Callable[[Any], key_maps
     return Network(spec, module.apply, module.shapes, convert, known=known)
 
 
+def _vit(spec: vit.ViTSpec) -> Network:
+    return Network(spec, vit.apply, vit.shapes, partial(vit_keys.convert, spec=spec), known=vit_keys.KNOWN)
+
+
 def _inpainter(spec: mae.MAESpec) -> Network:
     convert, known = partial(mae_keys.convert, spec=spec), mae_keys.KNOWN
     return Network(spec, mae.reconstruct, mae.shapes, convert, mae_keys.check_targets, known)
@@ -97,6 +101,7 @@ NETWORKS = (
         for name, spec in efficientnet.FAMILY.items()
     }
     | {name: _extractor(spec, resnet, key_maps.torchvision_resnet) for name, spec in resnet.FAMILY.items()}
+    | {name: _vit(spec) for name, spec in vit.FAMILY.items()}
     | {name: _inpainter(spec) for name, spec in mae.FAMILY.items()}
 )
 

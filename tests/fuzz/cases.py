@@ -39,7 +39,7 @@ from f2pad_jax.weights.torch_file import read_torch
 from f2pad_jax.weights.weight_files import read_weights
 
 Verdict = Literal["refused", "accepted"]
-SIZE, CHANNELS = 64, 152  # of the coarser maps of EfficientNet-Lite0
+SIZE, PLACES, CHANNELS = 64, 64, 152  # of the coarser maps of EfficientNet-Lite0
 
 
 class WrongError(AssertionError):
@@ -233,7 +233,7 @@ def model_facts() -> dict[str, Any]:
 def model_arrays() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     bank = rng.random((10, CHANNELS), np.float32)
-    detector = PatchCore(*cast(Any, (np.ones(CHANNELS, np.float32), bank, np.square(bank).sum(-1))))
+    detector = PatchCore(*cast(Any, (np.ones(CHANNELS, np.float32), np.ones(PLACES, np.float32), bank, np.square(bank).sum(-1))))
     return {
         "detector": jax.tree.map(np.asarray, detector.state()[0]),
         "normals": np.zeros((2, SIZE, SIZE, 3), np.uint8),

@@ -1,0 +1,199 @@
+"""DINOv2 and DINOv3 against transformers and timm, from their files, and detectors on maps of one stride."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from torch_parts import import_torchvision
+
+from f2pad_jax.networks import vit
+from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.networks.vit import ViTSpec
+from f2pad_jax.weights import vit_keys
+from f2pad_jax.weights.weight_files import read_weights
+
+LEARNED = ViTSpec(14, 48, 4, (2, 3), table=4)
+REGISTERS = dataclasses.replace(LEARNED, registers=2, antialias=True)
+ROTARY = ViTSpec(16, 48, 4, (2, 3), registers=2, table=None, epsilon=1e-5)
+SPECS = {"learned": LEARNED, "registers": REGISTERS, "rotary": ROTARY}
+
+
+def draw_params(spec: ViTSpec, seed: int = 0) -> dict[str, Any]:
+    """Random parameters whose features neither vanish nor explode."""
+    rng = np.random.default_rng(seed)
+
+    def made(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        spread = leaf.shape[-2] ** -0.5 if path[-1].key == "kernel" else 0.3
+        return jnp.asarray(rng.normal(0, spread, leaf.shape) + (path[-1].key == "scale"), jnp.float32)
+
+    return jax.tree_util.tree_map_with_path(made, vit.shapes(spec))
+
+
+# -- against other implementations
+
+
+@pytest.fixture
+def torch() -> Any:
+    torch = pytest.importorskip("torch")
+    import_torchvision()  # which both libraries import
+    torch.manual_seed(0)
+    return torch
+
+
+def stirred(model: Any) -> Any:
+    """The model with random weights of its own size at every parameter, layer scales and class token among them."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.add_(torch.randn_like(parameter) * (0.1 if name.endswith("weight") else 0.3))
+    return model.eval().requires_grad_(requires_grad=False)
+
+
+def of_transformers(spec: ViTSpec) -> tuple[Any, Callable[[Any], list[Any]]]:
+    """A model, and the tokens of the tapped blocks after the last norm."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": spec.width, "num_hidden_layers": spec.depth, "num_attention_heads": spec.heads}
+    if spec.table is None:
+        config = transformers.DINOv3ViTConfig(**sizes, intermediate_size=192, num_register_tokens=spec.registers)
+        model = transformers.DINOv3ViTModel(config)
+    elif spec.registers:
+        config = transformers.Dinov2WithRegistersConfig(
+            **sizes, image_size=14 * spec.table, patch_size=14, num_register_tokens=spec.registers
+        )
+        model = transformers.Dinov2WithRegistersModel(config)
+    else:
+        model = transformers.Dinov2Model(transformers.Dinov2Config(**sizes, image_size=14 * spec.table, patch_size=14))
+
+    def tokens(pixels: Any) -> list[Any]:
+        out = model(pixels, output_hidden_states=True)
+        norm = model.norm if spec.table is None else model.layernorm
+        return [*(norm(out.hidden_states[tap]) for tap in spec.taps[:-1]), out.last_hidden_state]
+
+    return stirred(model), tokens
+
+
+def of_timm(spec: ViTSpec, **choices: Any) -> tuple[Any, Callable[[Any], list[Any]]]:
+    timm = pytest.importorskip("timm")
+    kind = "vit_small_patch16_dinov3" if spec.table is None else "vit_small_patch14_dinov2"
+    if spec.registers and spec.table:
+        kind = "vit_small_patch14_reg4_dinov2"
+    if spec.registers:
+        choices["num_reg_tokens" if spec.table is None else "reg_tokens"] = spec.registers
+    if spec.table:
+        choices |= {"img_size": 14 * spec.table, "dynamic_img_size": True}
+    sizes = {"embed_dim": spec.width, "depth": spec.depth, "num_heads": spec.heads}
+    model = timm.create_model(kind, pretrained=False, num_classes=0, **sizes, **choices)
+
+    def tokens(pixels: Any) -> list[Any]:
+        taps = [tap - 1 for tap in spec.taps]
+        return model.forward_intermediates(pixels, taps, norm=True, output_fmt="NLC", intermediates_only=True)
+
+    return stirred(model), tokens
+
+
+def compare(spec: ViTSpec, params: Any, tokens: Callable[[Any], list[Any]], grid: tuple[int, int]) -> None:
+    """Maps and the gradient of their products with fixed random numbers, in one picture."""
+    import torch
+
+    rng, (rows, columns) = np.random.default_rng(1), grid
+    image = rng.standard_normal((1, rows * spec.patch, columns * spec.patch, 3)).astype(np.float32)
+    weights = rng.standard_normal((len(spec.taps), 1, rows, columns, spec.width)).astype(np.float32)
+    pixels = torch.from_numpy(image.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    wanted = [own[:, -rows * columns :].reshape(1, rows, columns, -1) for own in tokens(pixels)]
+    sum((own * torch.from_numpy(w)).sum() for own, w in zip(wanted, weights, strict=True)).backward()  # pyright: ignore
+    extractor = Extractor(params, "", vit.apply, spec, "")
+    found, back = jax.vjp(jax.jit(lambda x: extractor(x)), image)
+    slope = back(tuple(jnp.asarray(w) for w in weights))[0]
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert relative(ours, theirs.detach().numpy()) < 1e-5
+    assert relative(slope, np.asarray(pixels.grad).transpose(0, 2, 3, 1)) < 2e-5
+
+
+def relative(found: Any, wanted: Any) -> float:
+    return float(np.max(np.abs(np.asarray(found) - wanted)) / np.max(np.abs(wanted)))
+
+
+def loaded(spec: ViTSpec, path: Path) -> Any:
+    return vit_keys.convert(read_weights(path)[0], spec)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("grid", [(4, 4), (3, 6), (7, 5)])
+@pytest.mark.parametrize("kind", SPECS)
+def test_maps_and_gradient_agree_with_transformers(
+    torch: Any, kind: str, grid: tuple[int, int], tmp_path: Path
+) -> None:
+    spec = SPECS[kind]
+    model, tokens = of_transformers(spec)
+    model.save_pretrained(tmp_path)
+    params = loaded(spec, tmp_path / "model.safetensors")
+    compare(spec, params, tokens, grid)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("kind", "choices", "grid"),
+    [
+        ("learned", {}, (4, 4)),  # elsewhere timm smooths the table, which transformers does not
+        ("registers", {}, (3, 6)),
+        ("rotary", {}, (3, 6)),
+        ("rotary", {"qkv_bias": True}, (4, 4)),
+    ],
+)
+def test_maps_and_gradient_agree_with_timm(
+    torch: Any, kind: str, choices: dict[str, Any], grid: tuple[int, int], tmp_path: Path
+) -> None:
+    spec = SPECS[kind]
+    model, tokens = of_timm(spec, **choices)
+    save_file({name: leaf.numpy() for name, leaf in model.state_dict().items()}, tmp_path / "x.safetensors")
+    compare(spec, loaded(spec, tmp_path / "x.safetensors"), tokens, grid)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("kind", SPECS)
+def test_metas_files_give_what_timm_makes_of_them(torch: Any, kind: str, tmp_path: Path) -> None:
+    from timm.models import eva, vision_transformer
+
+    spec = SPECS[kind]
+    model, _ = of_timm(spec, **({} if spec.table else {"qkv_bias": True}))
+    state = metas_state(spec)
+    torch.save({name: torch.from_numpy(leaf) for name, leaf in state.items()}, tmp_path / "meta.pth")
+    convert = (vision_transformer if spec.table else eva).checkpoint_filter_fn
+    theirs = convert(torch.load(tmp_path / "meta.pth", weights_only=True), model)
+    save_file({name: leaf.numpy() for name, leaf in theirs.items()}, tmp_path / "timm.safetensors")
+    model.load_state_dict(theirs)
+    ours, wanted = (loaded(spec, tmp_path / name) for name in ("meta.pth", "timm.safetensors"))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-7)
+
+
+def metas_state(spec: ViTSpec) -> dict[str, np.ndarray]:
+    """Random arrays by the names of Meta's own files."""
+    rng, width = np.random.default_rng(0), spec.width
+    sizes = {"norm1.weight": (width,), "norm1.bias": (width,), "norm2.weight": (width,), "norm2.bias": (width,)}
+    sizes |= {"attn.qkv.weight": (3 * width, width), "attn.qkv.bias": (3 * width,), "ls1.gamma": (width,)}
+    sizes |= {"attn.proj.weight": (width, width), "attn.proj.bias": (width,), "ls2.gamma": (width,)}
+    sizes |= {"mlp.fc1.weight": (4 * width, width), "mlp.fc1.bias": (4 * width,)}
+    sizes |= {"mlp.fc2.weight": (width, 4 * width), "mlp.fc2.bias": (width,)}
+    whole = {f"blocks.{k}.{name}": shape for k in range(spec.depth) for name, shape in sizes.items()}
+    whole |= {"cls_token": (1, 1, width), "mask_token": (1, width), "norm.weight": (width,), "norm.bias": (width,)}
+    whole |= {"patch_embed.proj.weight": (width, 3, spec.patch, spec.patch), "patch_embed.proj.bias": (width,)}
+    if spec.table:
+        whole |= {"pos_embed": (1, 1 + spec.table**2, width)}
+    if spec.registers:
+        whole |= {"register_tokens" if spec.table else "storage_tokens": (1, spec.registers, width)}
+    state = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in whole.items()}
+    if not spec.table:
+        state["rope_embed.periods"] = np.ones(width // spec.heads // 4, np.float32)
+        for index in range(spec.depth):
+            state[f"blocks.{index}.attn.qkv.bias_mask"] = np.full(3 * width, np.nan, np.float32)
+    return state
