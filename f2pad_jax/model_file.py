@@ -221,8 +221,13 @@ def _fields(arrays: dict[str, Any], facts: ModelFacts) -> dict[str, Any]:
     scales = Scales(**jax.tree.map(jnp.asarray, arrays["scales"]))
     if not min(map(float, vars(scales).values())) > 0:
         raise ValueError("scales are not positive")
+    made = detector.from_state(jax.tree.map(jnp.asarray, arrays["detector"]), choices)
+    try:
+        jax.eval_shape(type(made).score, made, maps)
+    except Exception as error:  # whatever a detector trips over, shapes that its class cannot declare among them
+        raise ValueError(f"{detector.name} does not fit the network: {error}") from None
     return {
-        "detector": detector.from_state(jax.tree.map(jnp.asarray, arrays["detector"]), choices),
+        "detector": made,
         "shape": facts.shape,
         "seen": facts.seen,
         "windowed": facts.windowed,

@@ -164,7 +164,7 @@ def _padim(state: State, places: int, total: int) -> PaDiM:
     intake.finish(ignored=("",))  # what else there is belongs to others
     # Only the symmetric part makes a difference to distances, and gradients count on it.
     inverse = (inverse + inverse.transpose(0, 2, 1)) / 2
-    return PaDiM(_int(channels), _float(mean.T), Dense(_float(inverse)), "anomalib")
+    return PaDiM(_int(channels), _float(mean.T), Dense(_float(inverse)), 0, "anomalib")
 
 
 def _patchcore(state: State, width: int, places: int) -> PatchCore:

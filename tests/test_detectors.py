@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ def inverse_covariance(maps: Maps, channels: np.ndarray, i: int, j: int) -> np.n
 # PaDiM
 
 
+plain_padim = partial(PaDiM.fit, plain=True)
+
+
 def test_the_references_channels() -> None:
     subset = padim.channel_subset(448)
     assert subset[:12].tolist() == [408, 9, 247, 435, 199, 165, 424, 405, 266, 51, 227, 262]
@@ -75,7 +79,7 @@ def test_the_references_channels() -> None:
 def test_padims_embedding_repeats_coarser_maps() -> None:
     maps = draw_maps(2)
     channels = np.array([14, 0, 7, 3, 11])
-    embedded = padim.embed(one(maps), jnp.asarray(channels))
+    embedded = padim.embed(one(maps), jnp.asarray(channels), 0)
     np.testing.assert_array_equal(embedded, repeated(maps)[0][..., channels].astype(np.float32))
 
 
@@ -95,15 +99,15 @@ def test_padims_embedding_is_the_references_unfolding() -> None:
     maps = draw_maps(2)
     fine, middle, coarse = (torch.from_numpy(m.transpose(0, 3, 1, 2).copy()) for m in maps)
     wanted = concatenate(concatenate(fine, middle), coarse).numpy().transpose(0, 2, 3, 1)
-    embedded = padim.embed(one(maps, 1), jnp.arange(sum(CHANNELS)))
+    embedded = padim.embed(one(maps, 1), jnp.arange(sum(CHANNELS)), 0)
     np.testing.assert_array_equal(embedded, wanted[1])
 
 
 @pytest.mark.parametrize(("count", "kept"), [(40, None), (16, None), (15, None), (9, None), (2, None), (12, 7), (7, 7)])
 def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    detector = PaDiM.fit(maps, channels=kept)
-    channels = np.asarray(detector.channels)
+    detector = plain_padim(maps, channels=kept)
+    channels = np.asarray(detector.mixing)
     assert len(channels) == (kept or 15)
     assert isinstance(detector.inverse, padim.Dense) == (count > len(channels))
     scores, squares = detector.score(one(test)), detector.summands(one(test))
@@ -117,7 +121,7 @@ def test_padims_score_is_scipys(count: int, kept: int | None) -> None:
 
 def test_padims_low_rank_form_equals_the_full_one() -> None:
     maps, test = draw_maps(9), draw_maps(1, seed=9)
-    low = PaDiM.fit(maps)
+    low = plain_padim(maps)
     assert isinstance(low.inverse, padim.LowRank)
     assert low.inverse.basis.shape == (64, 8, 15)
     channels = np.arange(15)
@@ -137,7 +141,7 @@ def test_padims_cut_basis_never_lowers_a_distance() -> None:
     spread = np.geomspace(0.01, 3, width).astype(np.float32)
     maps = (spread * rng.standard_normal((count, 1, 2, width), np.float32),)
     test = (jnp.asarray(spread * rng.standard_normal((1, 2, width), np.float32)),)
-    cut = PaDiM.fit(maps, channels=width)
+    cut = plain_padim(maps, channels=width)
     assert isinstance(cut.inverse, padim.LowRank)
     assert cut.inverse.basis.shape == (2, padim.MAX_RANK, width)
     for position, found in enumerate(np.asarray(cut.summands(test))[0]):
@@ -151,7 +155,7 @@ def test_padims_cut_basis_never_lowers_a_distance() -> None:
 @pytest.mark.parametrize(("count", "rank"), [(40, 5), (9, 5), (40, 1), (9, 7)])
 def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    detector = PaDiM.fit(maps, rank=rank)
+    detector = plain_padim(maps, rank=rank)
     assert isinstance(detector.inverse, padim.LowRank)
     assert (detector.inverse.basis.shape, detector.inverse.floor.shape) == ((64, rank, 15), (64, 1))
     squares = detector.summands(one(test))
@@ -166,10 +170,10 @@ def test_padims_rank_is_probabilistic_pca(count: int, rank: int) -> None:
 @pytest.mark.parametrize("count", [40, 9])
 def test_padims_error_falls_with_the_rank(count: int) -> None:
     maps, test = draw_maps(count), one(draw_maps(1, seed=9))
-    exact = np.asarray(PaDiM.fit(maps).score(test))
+    exact = np.asarray(plain_padim(maps).score(test))
     errors = []
     for rank in (1, 2, 4, 6, 8, 11, 14, 15):
-        found = np.asarray(PaDiM.fit(maps, rank=rank).score(test))
+        found = np.asarray(plain_padim(maps, rank=rank).score(test))
         errors.append(np.linalg.norm(found - exact) / np.linalg.norm(exact))
     assert np.all(np.diff(errors) <= 1e-6)
     assert errors[0] > 0.1
@@ -179,16 +183,16 @@ def test_padims_error_falls_with_the_rank(count: int) -> None:
 def test_a_rank_that_cuts_nothing_changes_nothing() -> None:
     for count in (40, 9):
         maps = draw_maps(count)
-        jax.tree.map(np.testing.assert_array_equal, PaDiM.fit(maps, rank=15), PaDiM.fit(maps))
+        jax.tree.map(np.testing.assert_array_equal, plain_padim(maps, rank=15), plain_padim(maps))
     with pytest.raises(InputError, match="a rank of 0 keeps nothing"):
-        PaDiM.fit(maps, rank=0)
+        plain_padim(maps, rank=0)
 
 
 def test_padim_takes_positions_where_training_features_agree() -> None:
     maps = draw_maps(5)
     for m in maps:
         m[:, :1, :1] = m[:1, :1, :1]
-    detector = PaDiM.fit(maps)
+    detector = plain_padim(maps)
     distance = float(detector.summands(one(draw_maps(1, seed=9)))[0, 0])
     delta = repeated(draw_maps(1, seed=9))[0, 0, 0] - repeated(maps)[0, 0, 0]
     np.testing.assert_allclose(distance, delta @ delta / regulariser(maps, np.arange(15)), rtol=1e-3)
@@ -197,7 +201,7 @@ def test_padim_takes_positions_where_training_features_agree() -> None:
 @pytest.mark.parametrize("count", [40, 9])
 def test_padims_gradient_is_twice_the_whitened_difference(count: int) -> None:
     maps, test = draw_maps(count), draw_maps(1, seed=9)
-    detector = PaDiM.fit(maps)
+    detector = plain_padim(maps)
     weight = np.random.default_rng(0).standard_normal((8, 8))
     found = jax.grad(lambda m: jnp.sum(weight * detector.summands(m)))(one(test))
     wanted = np.zeros((8, 8, 15))
@@ -221,7 +225,7 @@ def test_all_of_resnet18s_channels_fit_into_memory() -> None:
 
     positions, rank = 56 * 56, min(209 - 1, padim.MAX_RANK)
     inverse: Any = padim.LowRank(array(positions, rank, 448), array(positions, rank), array(positions, 1))  # pyright: ignore[reportArgumentType]
-    detector: Any = PaDiM(array(448, dtype=np.int32), array(positions, 448), inverse)  # pyright: ignore[reportArgumentType]
+    detector: Any = PaDiM(array(448, dtype=np.int32), array(positions, 448), inverse, 0)  # pyright: ignore[reportArgumentType]
     maps = array(56, 56, 64), array(28, 28, 128), array(14, 14, 256)
 
     def total(detector: PaDiM, maps: tuple[jax.Array, ...]) -> jax.Array:
@@ -233,6 +237,49 @@ def test_all_of_resnet18s_channels_fit_into_memory() -> None:
         held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
         assert memory.argument_size_in_bytes > positions * 448 * rank * 4
         assert held < 2 * 2**30
+
+
+def test_padims_finer_maps_are_averaged_and_channels_mixed() -> None:
+    maps = draw_maps(2)
+    mixing = padim.mixing_columns(15, kept=4, seed=3)
+    np.testing.assert_allclose(mixing.T @ mixing, np.eye(4), atol=1e-6)
+    fine = maps[0].astype(float).reshape(2, 4, 2, 4, 2, CHANNELS[0]).mean((2, 4))
+    coarse = np.kron(maps[2].astype(float), np.ones((1, 2, 2, 1)))
+    wanted = np.concatenate([fine, maps[1], coarse], axis=-1) @ mixing
+    np.testing.assert_allclose(padim.embed(one(maps), jnp.asarray(mixing), 1), wanted[0], rtol=1e-5, atol=1e-5)
+    for row in range(4):
+        rows = padim._rows(maps, (4, 4), mixing, row)
+        np.testing.assert_allclose(rows, wanted[:, row].transpose(1, 0, 2), rtol=1e-5, atol=1e-5)
+    assert padim.mixing_columns(400).tolist() == list(range(400))
+    assert padim.mixing_columns(401).shape == (401, 200)
+
+
+@pytest.mark.parametrize(("count", "channels"), [(40, None), (5, None), (9, 6)])
+def test_padims_positions_share_a_part_of_their_covariance(count: int, channels: int | None) -> None:
+    maps, test = draw_maps(count), draw_maps(1, seed=9)
+    detector = PaDiM.fit(maps, channels=channels, shared=0.4)
+    embedded = np.stack([padim.embed(one(maps, k), detector.mixing, 1) for k in range(count)]).astype(float)
+    assert embedded.shape == (count, 4, 4, channels or 15)
+    covariances = {(i, j): EmpiricalCovariance().fit(embedded[:, i, j]).covariance_ for i, j in np.ndindex(4, 4)}
+    unbiased = count / (count - 1)
+    common = unbiased * np.mean(list(covariances.values()), axis=0)
+    floor = 0.01 * embedded.var((0, 1, 2)).mean()
+    scores, seen = detector.score(one(test)), np.asarray(padim.embed(one(test), detector.mixing, 1), float)
+    for (i, j), own in covariances.items():
+        matrix = 0.6 * unbiased * own + 0.4 * common + floor * np.eye(len(own))
+        wanted = mahalanobis(seen[i, j], embedded[:, i, j].mean(axis=0), np.linalg.inv(matrix))
+        np.testing.assert_allclose(scores[i, j], wanted, rtol=3e-4)
+    local = detector.localize(one(test), POSITIONS)
+    squares = np.square(np.asarray(scores)).ravel()[POSITIONS]
+    np.testing.assert_allclose(detector.local_scores(local, one(test)), squares, rtol=1e-4)
+
+
+def test_padims_shares_that_make_no_sense() -> None:
+    for share in (-0.1, 1.5):
+        with pytest.raises(InputError, match="makes no sense"):
+            PaDiM.fit(draw_maps(3), shared=share)
+    with pytest.raises(InputError, match="a shared covariance has no rank"):
+        PaDiM.fit(draw_maps(3), shared=0.3, rank=2)
 
 
 # PatchCore
@@ -251,7 +298,7 @@ def test_patchcores_embedding_is_scipys_mean_and_bilinear_growth() -> None:
     matrix = np.stack([1 - places, places], axis=1)
     grown = np.einsum("ai,bj,ijc->abc", matrix, matrix, coarse)
     scale = np.linspace(0.5, 2, 9)
-    wanted = np.concatenate([fine, grown], axis=-1) / scale
+    wanted = np.concatenate([fine, grown], axis=-1) * scale
     np.testing.assert_allclose(patchcore.embed(one(maps), jnp.asarray(scale)), wanted, rtol=1e-5, atol=1e-6)
 
 
@@ -542,8 +589,9 @@ def test_static_choices_compile_anew_and_others_do_not() -> None:
 
 
 def test_the_options_of_a_detector_are_those_of_its_fit() -> None:
-    assert options_of(PaDiM) == {"channels": int | None, "rank": int | None}
-    assert options_of(PatchCore) == {"ratio": float, "limit": int}
+    choices = {"channels": int | None, "rank": int | None, "shared": float | None, "plain": bool}
+    assert options_of(PaDiM) == choices
+    assert options_of(PatchCore) == {"ratio": float, "limit": int, "plain": bool}
     assert options_of(CFlow) == {
         "used": int | None, "divided": bool, "flow": Path | None, "epochs": int, "rate": float,
         "blocks": int | None, "checkpoint": Path | None,

@@ -52,9 +52,13 @@ class Detector(Protocol):
     """
 
     name: ClassVar[str]
-    level: ClassVar[int]
     anchored: ClassVar[bool]
     published: ClassVar[Mapping[str, Any]]
+
+    @property
+    def level(self) -> int:
+        """As above; a class variable will do."""
+        ...
 
     @classmethod
     def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:

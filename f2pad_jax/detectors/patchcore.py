@@ -82,7 +82,8 @@ def whiten(points: np.ndarray) -> np.ndarray:
 
     Distances after it are Mahalanobis distances with a ridge.
     """
-    value, vector = np.linalg.eigh(np.cov(points.astype(np.float64), rowvar=False, bias=True).reshape(len(points.T), -1))
+    covariance = np.cov(points.astype(np.float64), rowvar=False, bias=True)
+    value, vector = np.linalg.eigh(np.atleast_2d(covariance))
     return (vector / np.sqrt(value + max(RIDGE * value.mean(), 1e-12))).astype(np.float32)
 
 

@@ -233,7 +233,8 @@ def model_facts() -> dict[str, Any]:
 def model_arrays() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     bank = rng.random((10, CHANNELS), np.float32)
-    detector = PatchCore(*cast(Any, (np.ones(CHANNELS, np.float32), np.ones(PLACES, np.float32), bank, np.square(bank).sum(-1))))
+    ones = np.ones(CHANNELS, np.float32), np.ones(PLACES, np.float32)
+    detector = PatchCore(*cast(Any, (*ones, bank, np.square(bank).sum(-1))))
     return {
         "detector": jax.tree.map(np.asarray, detector.state()[0]),
         "normals": np.zeros((2, SIZE, SIZE, 3), np.uint8),
