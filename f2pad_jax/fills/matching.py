@@ -34,7 +34,7 @@ def surroundings_weight(region: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return np.where(region, 0.0, FAR + np.exp(-np.square(distance / (scale * RING)) / 2)).astype(np.float32)
 
 
-def _pool(images: Any, cell: int) -> Any:
+def pool(images: Any, cell: int) -> Any:
     height, width = (side // cell for side in images.shape[-3:-1])
     cut = images[..., : height * cell, : width * cell, :]
     shape = cut.shape[:-3] + (height, cell, width, cell, cut.shape[-1])
@@ -74,7 +74,7 @@ class Normals:
 
 @partial(jax.jit, static_argnames="cell")
 def _spectra(pictures: jax.Array, *, cell: int) -> jax.Array:
-    small = _pool(pictures, cell)
+    small = pool(pictures, cell)
     planes = jnp.concatenate([small, jnp.sum(jnp.square(small), axis=-1, keepdims=True)], axis=-1)
     return _transform(jnp.moveaxis(planes, -1, 1))
 
@@ -102,10 +102,10 @@ def search(
       the turned normal picture at p + shift is compared with the image at p. Turns that were not tried cost
       infinitely much.
     """
-    mass = _pool(weight[..., None], cell)[..., 0]
-    wanted = _pool((weight == 0).astype(jnp.float32)[..., None], cell)[..., 0]
+    mass = pool(weight[..., None], cell)[..., 0]
+    wanted = pool((weight == 0).astype(jnp.float32)[..., None], cell)[..., 0]
     # Colours are averaged over the pixels that count, so the region does not bleed into its border cells.
-    colours = _pool(image * weight[..., None], cell) / jnp.maximum(mass, 1e-6)[..., None]
+    colours = pool(image * weight[..., None], cell) / jnp.maximum(mass, 1e-6)[..., None]
     planes = jnp.concatenate([jnp.moveaxis(colours * mass[..., None], -1, 0), mass[None]])
     length = mass * jnp.sum(jnp.square(colours), axis=-1)
 
@@ -304,7 +304,7 @@ def _best(image: np.ndarray, weight: np.ndarray, normals: Normals, reduced: int)
 
 
 def _shrunk(picture: np.ndarray, factor: int) -> np.ndarray:
-    return picture if factor == 1 else _pool(picture, factor)
+    return picture if factor == 1 else pool(picture, factor)
 
 
 def _in_full(image: np.ndarray, weight: np.ndarray, normals: Normals, found: _Found, box: Box, reduced: int) -> _Found:
