@@ -80,6 +80,12 @@ class Detector(Protocol):
         ...
 
 
+def enlarge(values: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Values on a grid at another shape with no side shorter, bilinearly."""
+    # Antialiasing changes nothing where nothing shrinks, but ONNX converters do not know it.
+    return jax.image.resize(values, shape, "bilinear", antialias=False)
+
+
 def bound_of(detector: Detector) -> float | None:
     """What no score of the detector can exceed; None where it names nothing."""
     return getattr(detector, "bound", None)

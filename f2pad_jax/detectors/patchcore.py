@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape, enlarge
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
@@ -23,9 +23,11 @@ PROJECTED = 64  # dimensions in which the coreset is chosen
 
 def _average3(features: jax.Array) -> jax.Array:
     """3 × 3 mean with the border repeated, as separable sums: (H, W, C)."""
-    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0)), mode="edge")
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
+    # Concatenated and not padded, because jax2onnx 0.17 takes an axis that is not padded for one that is.
+    tall = jnp.concatenate([features[:1], features, features[-1:]])
+    rows = tall[:-2] + tall[1:-1] + tall[2:]
+    wide = jnp.concatenate([rows[:, :1], rows, rows[:, -1:]], axis=1)
+    return (wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]) / 9
 
 
 def embed(maps: Maps, scale: jax.Array) -> jax.Array:
@@ -37,7 +39,7 @@ def embed(maps: Maps, scale: jax.Array) -> jax.Array:
     """
     used = [_average3(m) for m in maps[1:]]
     height, width = used[0].shape[:2]
-    grown = [used[0]] + [jax.image.resize(m, (height, width, m.shape[-1]), "bilinear") for m in used[1:]]
+    grown = [used[0]] + [enlarge(m, (height, width, m.shape[-1])) for m in used[1:]]
     return jnp.concatenate(grown, axis=-1) / scale
 
 

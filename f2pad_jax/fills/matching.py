@@ -65,7 +65,8 @@ class Normals:
         """Transforms of the coarse pictures' three colours and of their squared length, (N, 4, 2h, w + 1) complex64."""
         # A few at a time: all of them as floats would be many times as large as what is kept.
         chunks = [self.pictures[first : first + BATCH] for first in range(0, len(self), BATCH)]
-        return jnp.concatenate([_spectra(normalize(chunk), cell=self.cell) for chunk in chunks])
+        with jax.ensure_compile_time_eval():  # kept beyond the program that may be traced just now
+            return jnp.concatenate([_spectra(normalize(chunk), cell=self.cell) for chunk in chunks])
 
     def turned(self, index: int, quarters: int) -> np.ndarray:
         """One picture, (H, W, 3) float32, ImageNet-normalised, turned by so many quarters."""
@@ -268,13 +269,14 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Ma
       normals: training pictures; the image's own source must not be among them.
 
     Returns:
-      The match. Where the region leaves too little to compare, the harmonic fill with an infinite error.
+      The match. Where the region leaves too little to compare, or there are no pictures, the harmonic fill with an
+      infinite error.
     """
     if not region.any():
         return Match(image.copy(), 0.0)
     reduced = round(normals.scale)
     weight = surroundings_weight(region, normals.scale)
-    found = _best(image, weight, normals, reduced)
+    found = _best(image, weight, normals, reduced) if len(normals) else None
     # Beyond a few lengths of the ring nothing weighs much, and the membrane needs the region and its border only.
     box = Box(0, 0, *region.shape) if reduced == 1 else enclosing(region, round(2 * RING * normals.scale))
     here, inside = box.cut(image), box.cut(region)

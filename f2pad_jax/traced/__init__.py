@@ -6,6 +6,6 @@ size of the picture, and a choice that depends on the pixels is made inside the 
 
 from __future__ import annotations
 
-from f2pad_jax.traced.refining import VERDICTS, check_traceable, look, refine_one
+from f2pad_jax.traced.refining import VERDICTS, check_traceable, refine_one, score_one
 
-__all__ = ["VERDICTS", "check_traceable", "look", "refine_one"]
+__all__ = ["VERDICTS", "check_traceable", "refine_one", "score_one"]

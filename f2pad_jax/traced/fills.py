@@ -68,6 +68,8 @@ def matching_fill(model: Model, image: Float[Array, "h w 3"], region: Bool[Array
       region: the pixels to replace.
     """
     normals = model.normals
+    if not len(normals):
+        return _harmonic(model, image, region)
     reduced = round(normals.scale)
     width = normals.scale * RING
     squares = squared_distance(region)

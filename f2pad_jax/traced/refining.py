@@ -17,6 +17,7 @@ from f2pad_jax.core.penalty import pixel_norm
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.sharing import Sharing
 from f2pad_jax.data.images import resize_mask
+from f2pad_jax.detectors.base import enlarge
 from f2pad_jax.errors import InputError
 from f2pad_jax.interest import lowest_outside
 from f2pad_jax.model import SMOOTHING, Model, Sight
@@ -77,7 +78,8 @@ def refine_one(model: Model, picture: UInt8[Array, "h w 3"]) -> dict[str, Array]
     region, start = _locate(model, sight)
     nothing = Outcome(jnp.zeros(model.shape, bool), jnp.float32(0), jnp.int32(0), jnp.int32(0))
     found = lax.cond(jnp.any(region), lambda: _solved(model, sight, region, start), lambda: nothing)
-    scores, inside = _resized(sight.scores, model.shape), None if model.inside is None else model.inside[1]
+    scores = _resized(sight.scores, model.shape)
+    inside = None if model.inside is None else model.inside[1]
     initial, mask = scores > model.threshold, found.mask
     if inside is not None:
         initial, scores = initial & inside, lowest_outside(scores, inside)
@@ -95,6 +97,12 @@ def refine_one(model: Model, picture: UInt8[Array, "h w 3"]) -> dict[str, Array]
     }
 
 
+def score_one(model: Model, picture: UInt8[Array, "h w 3"]) -> Float[Array, "h w"]:
+    """The detector's smoothed score map of one picture, the "score_map" of `refine_one`; arguments as there."""
+    scores = _resized(look(model, normalize(picture)).scores, model.shape)
+    return scores if model.inside is None else lowest_outside(scores, model.inside[1])
+
+
 def look(model: Model, image: Float[Array, "h w 3"]) -> Sight:
     """`model.look` of one picture, (H, W, 3), ImageNet-normalised."""
     seen = image
@@ -107,7 +115,7 @@ def look(model: Model, image: Float[Array, "h w 3"]) -> Sight:
 
 
 def _resized(values: Array, shape: Shape) -> Array:
-    return values if values.shape == shape else jax.image.resize(values, shape, "bilinear")
+    return values if values.shape == shape else enlarge(values, shape)
 
 
 def _blurred(values: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:
@@ -118,7 +126,7 @@ def _blurred(values: Float[Array, "h w"], sigma: float) -> Float[Array, "h w"]:
 
 def _smoothed(model: Model, grid: Array) -> Array:
     """`model.smooth_map`."""
-    return _blurred(jax.image.resize(grid, model.seen, "bilinear"), SMOOTHING)
+    return _blurred(enlarge(grid, model.seen), SMOOTHING)
 
 
 def _find_region(model: Model, scores: Array, *, faint: bool = False) -> Array:
@@ -261,4 +269,3 @@ def _whole(model: Model, mask: Array, scores: Array, region: Array) -> Array:
     summits = region & (scores >= local_maximum(scores, reach))
     touched = highest(dilated(summits, round(2 * model.scale), SQUARE), own)
     return filled & (near | touched)
-
