@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.output import write_bytes
 from f2pad_jax.pretrained import save_pretrained
-from f2pad_jax.traced import check_traceable, refine_one, score_one
+from f2pad_jax.traced import refine_one, score_one
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
@@ -24,9 +25,9 @@ def stablehlo(model: Model, path: Path) -> None:
     `jax.export.deserialize` reads it. The pictures are refined one after the other.
 
     Raises:
-      InputError: the model works in windows, or the package flatbuffers is missing.
+      InputError: the package flatbuffers is missing.
     """
-    check_traceable(model)
+    model = _of_one_picture(model)
     (count,) = jax.export.symbolic_shape("count")
     pictures = jax.ShapeDtypeStruct((count, *model.shape, 3), jnp.uint8)
     refine_all = jax.jit(lambda stack: jax.lax.map(partial(refine_one, model), stack))
@@ -49,8 +50,13 @@ def onnx(model: Model, path: Path) -> None:
     except ImportError as error:
         raise InputError("jax2onnx is missing", hint="pip install 'f2pad_jax[onnx]'") from error
     picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
-    made = to_onnx(partial(score_one, model), [picture], model_name="scores")
+    made = to_onnx(partial(score_one, _of_one_picture(model)), [picture], model_name="scores")
     write_bytes(path, made.SerializeToString())
+
+
+def _of_one_picture(model: Model) -> Model:
+    """The model; of one that works in windows, that of a window, which knows nothing of where in a picture it lies."""
+    return replace(model, windowed=False, roi=None) if model.windowed else model
 
 
 EXPORTERS: dict[str, Callable[[Model, Path], None]] = {

@@ -1,4 +1,4 @@
-"""Fitted models in Hugging Face's manner: a folder or repository of `model.safetensors`, `config.json` and a model card."""
+"""Fitted models in Hugging Face's manner: `model.safetensors`, `config.json` and a model card, here or on the Hub."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHOWN = 80  # letters of a value in a message
 
 TEXT = """# {detector} on {extractor}, refined by F2PAD
 
-A fitted model of [f2pad_jax](https://pypi.org/project/f2pad-jax): it outlines anomalies in pictures pixel by pixel (F2PAD,
-[arXiv 2407.06519](https://arxiv.org/abs/2407.06519)).
+A fitted model of f2pad_jax: it outlines anomalies in pictures pixel by pixel
+(F2PAD, [arXiv 2407.06519](https://arxiv.org/abs/2407.06519)).
 
 ```python
 import f2pad_jax as f2
@@ -54,9 +54,11 @@ None is stated. Whoever publishes this model names one in the header of this fil
 {settings}
 """
 
-INSIDE = """**{count} training pictures of {width} × {height} pixels are inside `model.safetensors`**, and whoever has the file \
-can see them."""
-OUTSIDE = "No picture is inside: training pictures were left out. What the detector has learned of them is."
+INSIDE = (
+    "**{count} training pictures of {width} × {height} pixels are inside `model.safetensors`**: whoever has the file "
+    "can see them."
+)
+OUTSIDE = "No training picture is inside; they were left out. What the detector has learned of them is."
 
 
 def without_pictures(model: Model) -> Model:

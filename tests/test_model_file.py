@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from f2pad_jax.calibration import Limits
-from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, flat, nested, load_arrays, save_arrays
+from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, flat, load_arrays, nested, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.detectors.cflow import CFlow, Decoder
 from f2pad_jax.detectors.padim import PaDiM

@@ -35,6 +35,7 @@ def surroundings_weight(region: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def pool(images: Any, cell: int) -> Any:
+    """Means over cells of so many rows and columns, (..., H // cell, W // cell, C), of NumPy or JAX."""
     height, width = (side // cell for side in images.shape[-3:-1])
     cut = images[..., : height * cell, : width * cell, :]
     shape = cut.shape[:-3] + (height, cell, width, cell, cut.shape[-1])

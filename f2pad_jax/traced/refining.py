@@ -18,7 +18,6 @@ from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.sharing import Sharing
 from f2pad_jax.data.images import resize_mask
 from f2pad_jax.detectors.base import enlarge
-from f2pad_jax.errors import InputError
 from f2pad_jax.interest import lowest_outside
 from f2pad_jax.model import SMOOTHING, Model, Sight
 from f2pad_jax.outcomes import CERTAIN, DOT, EDGE, NEAR, REACH
@@ -49,16 +48,6 @@ class Outcome(NamedTuple):
     status: Array
 
 
-def check_traceable(model: Model) -> None:
-    """Makes sure that `refine_one` can be traced for a model.
-
-    Raises:
-      InputError: it works in windows, which are not one picture.
-    """
-    if model.windowed:
-        raise InputError("the model works in windows, a program is of one whole picture", hint="fit it without")
-
-
 def refine_one(model: Model, picture: UInt8[Array, "h w 3"]) -> dict[str, Array]:
     """Finds the anomaly of one picture: `segment` as a pure function of the picture, for `jit`, `lax.map` and `export`.
 
@@ -66,7 +55,7 @@ def refine_one(model: Model, picture: UInt8[Array, "h w 3"]) -> dict[str, Array]
     out. Sums add up in another order, so n differs by roundings.
 
     Args:
-      model: as fitted or tuned, of whole pictures; its arrays become constants of what is traced.
+      model: as fitted or tuned, not one of windows; its arrays become constants of what is traced.
       picture: RGB of the model's shape.
 
     Returns:
