@@ -85,7 +85,7 @@ def save_pretrained(model: Model, folder: Path, *, metrics: Mapping[str, Any] | 
     if folder.exists() and not empty and not is_pretrained(folder):
         raise InputError("exists already and is no such model", where=folder, hint="name a new folder")
     arrays, facts = content_of(model, where=folder)
-    leaves = {name: np.ascontiguousarray(leaf) for name, leaf in flat(arrays).items()}
+    leaves = {name: np.asarray(leaf, order="C") for name, leaf in flat(arrays).items()}
     unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
     if unusable:
         raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, hint=AGAIN)
