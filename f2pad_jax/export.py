@@ -46,7 +46,7 @@ def onnx(model: Model, path: Path) -> None:
       InputError: the package jax2onnx is missing.
     """
     try:
-        from jax2onnx import to_onnx
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("jax2onnx is missing", hint="pip install 'f2pad_jax[onnx]'") from error
     picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)

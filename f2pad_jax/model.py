@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -200,12 +200,12 @@ class Model:
             return None
         return cells_inside(self.roi, self.shape, self.seen), resize_mask(self.roi, self.shape)
 
-    def scored(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (h, w) with the lowest of them outside the region of interest."""
+    def scored(self, scores: Any) -> Any:
+        """Scores (h, w), of NumPy or JAX, with the lowest of them outside the region of interest."""
         return scores if self.inside is None else lowest_outside(scores, self.inside[0])
 
-    def inspected(self, region: np.ndarray) -> np.ndarray:
-        """The part of a region, (h, w) or (H, W) bool, that is of interest."""
+    def inspected(self, region: Any) -> Any:
+        """The part of a region, (h, w) or (H, W) bool, of NumPy or JAX, that is of interest."""
         if self.inside is None:
             return region
         return region & self.inside[0 if region.shape == self.seen else 1]

@@ -17,11 +17,11 @@ from f2pad_jax.core.penalty import pixel_norm
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.core.sharing import Sharing
 from f2pad_jax.data.images import resize_mask
+from f2pad_jax.detectors import Maps
 from f2pad_jax.detectors.base import enlarge
 from f2pad_jax.interest import lowest_outside
-from f2pad_jax.model import SMOOTHING, Model, Sight
+from f2pad_jax.model import SMOOTHING, Model
 from f2pad_jax.outcomes import CERTAIN, DOT, EDGE, NEAR, REACH
-from f2pad_jax.preparing import Start
 from f2pad_jax.reducing import Shape, axis_weights
 from f2pad_jax.traced.fills import FILLS
 from f2pad_jax.traced.pieces import (
@@ -37,6 +37,24 @@ from f2pad_jax.traced.pieces import (
 )
 
 VERDICTS = ("ok", "defect", "unexplained")  # of `Segmentation.verdict`, by their numbers
+
+
+class Sight(NamedTuple):
+    """What the extractor tells of the picture, as `model.Sight`."""
+
+    image: Float[Array, "H W 3"]
+    seen: Float[Array, "h w 3"]
+    maps: Maps
+    scores: Float[Array, "h w"]
+    costs: Float[Array, "p q"]
+
+
+class Start(NamedTuple):
+    """Where the solve begins, as `preparing.Start`."""
+
+    normal: Float[Array, "h w 3"]
+    fill: Float[Array, "h w 3"]
+    filled: Bool[Array, ""]
 
 
 class Outcome(NamedTuple):
@@ -100,7 +118,7 @@ def look(model: Model, image: Float[Array, "h w 3"]) -> Sight:
         seen = jnp.einsum("ij,jkc,lk->ilc", rows, image, columns, precision="highest")
     maps = tuple(m[0] for m in model.extractor(seen[None]))
     scores = model.scored(_smoothed(model, model.detector.score(maps)))
-    return Sight(image, seen, maps, scores, model.detector.summands(maps), model.limits, own=scores)
+    return Sight(image, seen, maps, scores, model.detector.summands(maps))
 
 
 def _resized(values: Array, shape: Shape) -> Array:
