@@ -160,7 +160,7 @@ VARIANTS = {
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_other_choices_are_followed(name: str) -> None:
-    normals, cases = texture_category("brick", train=12, test=4, size=64)
+    normals, cases = texture_category("brick", train=12, test=3, size=64)
     model = fit(normals, detector="padim", extractor=tiny_extractor(), **VARIANTS[name])
     if name == "image":
         model = replace(model, roi=np.broadcast_to(np.arange(64) < 56, (64, 64)))
