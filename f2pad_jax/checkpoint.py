@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import jax
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import sweep, temporary_name
+from f2pad_jax.output import replaced
 
 Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 
@@ -47,33 +45,20 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
     from orbax.checkpoint import StandardCheckpointer  # imports slowly
 
     check_target(folder, kind=kind)
-    leaves = {name: np.asarray(leaf) for name, leaf in _flat(tree).items()}
+    leaves = {name: np.asarray(leaf) for name, leaf in flat(tree).items()}
     unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
     if unusable:
         raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, hint="fit it again")
     table = {name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for name, leaf in leaves.items()}
     # orbax has no form for arrays without elements: the table alone restores them
-    stored = _nested({name: leaf for name, leaf in leaves.items() if leaf.size})
+    stored = nested({name: leaf for name, leaf in leaves.items() if leaf.size})
     head = {"format": f"f2pad_jax {kind}", "version": version, **facts, "arrays": table}
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = temporary_name(folder.parent)
-        try:
-            fresh = scratch / "new"
-            fresh.mkdir(parents=True)
-            with StandardCheckpointer() as checkpointer:
-                checkpointer.save((fresh / ARRAYS).absolute(), stored)
-            (fresh / f"{kind}.json").write_text(json.dumps(head, indent=1, allow_nan=False) + "\n", "utf-8")
-            sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(fresh).items())
-            (fresh / SUMS).write_text(sums, "utf-8")
-            if folder.exists():
-                os.replace(folder, scratch / "old")
-            os.replace(fresh, folder)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        sweep(folder.parent)
-    except OSError as error:
-        raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+    with replaced(folder) as fresh:
+        with StandardCheckpointer() as checkpointer:
+            checkpointer.save((fresh / ARRAYS).absolute(), stored)
+        (fresh / f"{kind}.json").write_text(json.dumps(head, indent=1, allow_nan=False) + "\n", "utf-8")
+        sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(fresh).items())
+        (fresh / SUMS).write_text(sums, "utf-8")
 
 
 def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,7 +88,7 @@ def check_arrays(found: Tree, wanted: Tree) -> None:
     Raises:
       ValueError: names the first that has not.
     """
-    there, due = _flat(found), _flat(wanted)
+    there, due = flat(found), flat(wanted)
     for name in sorted(there.keys() | due.keys()):
         if name not in there or name not in due:
             raise ValueError(f"the array {name} is {'missing' if name in due else 'unknown'}")
@@ -168,14 +153,14 @@ def _restore(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f"announces more than {MAX_ARRAYS >> 30} GiB")
     stored = {name: leaf for name, leaf in target.items() if math.prod(leaf.shape)}
     with StandardCheckpointer() as checkpointer:
-        kept = _flat(checkpointer.metadata(folder.absolute()).item_metadata.tree)
+        kept = flat(checkpointer.metadata(folder.absolute()).item_metadata.tree)
         for name in sorted(stored.keys() | kept.keys()):
             if not (name in stored and name in kept):
                 raise ValueError(f"{name} is in the table or in the arrays only")
             leaf, entry = stored[name], kept[name]
             if (tuple(entry.shape), np.dtype(entry.dtype)) != (leaf.shape, leaf.dtype):
                 raise ValueError(f"{name} is not stored as {leaf.dtype} {leaf.shape}")
-        restored = _flat(checkpointer.restore(folder.absolute(), _nested(stored)))
+        restored = flat(checkpointer.restore(folder.absolute(), nested(stored)))
     arrays = {
         name: np.asarray(restored[name]) if name in restored else np.zeros(leaf.shape, leaf.dtype)
         for name, leaf in target.items()
@@ -183,7 +168,7 @@ def _restore(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     for name, leaf in arrays.items():
         if not np.isfinite(leaf).all():
             raise ValueError(f"{name} holds non-finite values")
-    return _nested(arrays)
+    return nested(arrays)
 
 
 def _read(path: Path) -> str:
@@ -207,16 +192,18 @@ def _digests(folder: Path) -> dict[str, str]:
     return digests
 
 
-def _flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:
+    """The arrays of nested dicts by their paths, with forward slashes."""
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
+        found |= flat(value, f"{prefix}{key}/") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
 
 
-def _nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+def nested(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
     tree: dict[str, Any] = {}
-    for name, value in flat.items():
+    for name, value in arrays.items():
         *folders, last = name.split("/")
         node = tree
         for key in folders:

@@ -288,7 +288,10 @@ def parser() -> argparse.ArgumentParser:
 
     export = command("export", "write a model in a form that other programs read")
     export.add_argument("model", metavar="MODEL", type=Path, help="folder of a fitted model")
-    out(export, "FILE", "the file; its ending says the form: .stablehlo")
+    out(export, "FILE", "the file, whose ending says the form: .stablehlo or .onnx; without an ending, a folder")
+    export.add_argument(
+        "--without-pictures", action="store_true", help="leave the training pictures out, where no fill needs them"
+    )
     weights(export)
 
     experiment = command("experiment", "make a table or figure of the paper's case study, or join what was made")

@@ -3,53 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
-from f2pad_jax.core.pixels import normalize
-from f2pad_jax.detectors import drawing_of
 from f2pad_jax.errors import InputError
-from f2pad_jax.model import SMOOTHING, Model
+from f2pad_jax.model import Model
 from f2pad_jax.output import write_bytes
-from f2pad_jax.reducing import axis_weights
+from f2pad_jax.pretrained import save_pretrained
+from f2pad_jax.traced import refine_one, score_one
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def score_function(model: Model) -> Callable[[jax.Array], jax.Array]:
-    """The detector's smoothed score map of one picture as a pure function: uint8 (H, W, 3) to float32 (H, W)."""
-    # The Gaussian filter of SciPy is linear along an axis: what it makes of unit vectors is its matrix.
-    drawing = drawing_of(model.detector)
-    down, across = (
-        jnp.asarray(gaussian_filter1d(np.eye(side, dtype=np.float32), SMOOTHING, axis=0, mode=drawing.border))
-        for side in model.seen
-    )
-
-    def scores(image: jax.Array) -> jax.Array:
-        pixels = normalize(image)
-        if model.seen != model.shape:
-            rows, columns = (axis_weights(*sides) for sides in zip(model.shape, model.seen, strict=True))
-            pixels = jnp.einsum("ij,jkc,lk->ilc", rows, pixels, columns, precision="highest")
-        maps = tuple(m[0] for m in model.extractor(pixels[None]))
-        grown = jax.image.resize(model.detector.score(maps), model.seen, drawing.enlarging)
-        smooth = jnp.matmul(jnp.matmul(down, grown, precision="highest"), across.T, precision="highest")
-        return jax.image.resize(smooth, model.shape, "bilinear")
-
-    return scores
-
-
 def stablehlo(model: Model, path: Path) -> None:
-    """Writes `score_function` with all weights inside, for CPU, CUDA and TPU; `jax.export.deserialize` reads it.
+    """Writes `refine_one` for any number of pictures, with all weights inside, for CPU, CUDA and TPU.
+
+    `jax.export.deserialize` reads it. The pictures are refined one after the other.
 
     Raises:
       InputError: the package flatbuffers is missing.
     """
-    picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
-    exported = jax.export.export(jax.jit(score_function(model)), platforms=PLATFORMS)(picture)
+    model = _of_one_picture(model)
+    (count,) = jax.export.symbolic_shape("count")
+    pictures = jax.ShapeDtypeStruct((count, *model.shape, 3), jnp.uint8)
+    refine_all = jax.jit(lambda stack: jax.lax.map(partial(refine_one, model), stack))
+    exported = jax.export.export(refine_all, platforms=PLATFORMS)(pictures)
     try:
         content = bytes(exported.serialize())
     except ImportError as error:
@@ -57,16 +39,41 @@ def stablehlo(model: Model, path: Path) -> None:
     write_bytes(path, content)
 
 
-EXPORTERS: dict[str, Callable[[Model, Path], None]] = {".stablehlo": stablehlo}
-"""By the ending of the file: functions of a model and the path."""
+def onnx(model: Model, path: Path) -> None:
+    """Writes `score_one`, the detector's score map of one picture, as an ONNX graph with all weights inside.
+
+    Raises:
+      InputError: the package jax2onnx is missing.
+    """
+    try:
+        from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError("jax2onnx is missing", hint="pip install 'f2pad_jax[onnx]'") from error
+    picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
+    made = to_onnx(partial(score_one, _of_one_picture(model)), [picture], model_name="scores")
+    write_bytes(path, made.SerializeToString())
+
+
+def _of_one_picture(model: Model) -> Model:
+    """The model; of one that works in windows, that of a window, which knows nothing of where in a picture it lies."""
+    return replace(model, windowed=False, roi=None) if model.windowed else model
+
+
+EXPORTERS: dict[str, Callable[[Model, Path], None]] = {
+    ".stablehlo": stablehlo,
+    ".onnx": onnx,
+    "": save_pretrained,
+}
+"""By the ending of the file: functions of a model and the path; without an ending it is a folder."""
 
 
 def export(model: Model, path: Path) -> None:
-    """Writes a model in the form that the file's ending names.
+    """Writes a model in the form that the file's ending names; without one, as `Model.save_pretrained` does.
 
     Raises:
       InputError: no exporter writes such a file, or it cannot be written.
     """
     if path.suffix not in EXPORTERS:
-        raise InputError("is of no known form", where=path, hint=f"end it in {', '.join(EXPORTERS)}")
+        endings = ", ".join(filter(None, EXPORTERS))
+        raise InputError("is of no known form", where=path, hint=f"end it in {endings}, or in nothing for a folder")
     EXPORTERS[path.suffix](model, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,6 @@ def cells_inside(roi: np.ndarray, shape: Shape, seen: Shape) -> np.ndarray:
     return met
 
 
-def lowest_outside(scores: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """Scores (H, W) with the lowest of them wherever a pixel is not inside, (H, W) bool."""
-    return np.where(inside, scores, scores.min())
+def lowest_outside(scores: Any, inside: np.ndarray) -> Any:
+    """Scores (H, W), of NumPy or JAX, with the lowest of them wherever a pixel is not inside, (H, W) bool."""
+    return scores.__array_namespace__().where(inside, scores, scores.min())

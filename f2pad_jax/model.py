@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
@@ -18,6 +21,7 @@ from f2pad_jax.core.energy import scored_stride
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.images import resize_map, resize_mask
 from f2pad_jax.detectors import Detector, Drawing, Maps, drawing_of
+from f2pad_jax.detectors.base import enlarge
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, lowest_outside
@@ -198,15 +202,64 @@ class Model:
             return None
         return cells_inside(self.roi, self.shape, self.seen), resize_mask(self.roi, self.shape)
 
-    def scored(self, scores: np.ndarray) -> np.ndarray:
-        """Scores (h, w) with the lowest of them outside the region of interest."""
+    def scored(self, scores: Any) -> Any:
+        """Scores (h, w), of NumPy or JAX, with the lowest of them outside the region of interest."""
         return scores if self.inside is None else lowest_outside(scores, self.inside[0])
 
-    def inspected(self, region: np.ndarray) -> np.ndarray:
-        """The part of a region, (h, w) or (H, W) bool, that is of interest."""
+    def inspected(self, region: Any) -> Any:
+        """The part of a region, (h, w) or (H, W) bool, of NumPy or JAX, that is of interest."""
         if self.inside is None:
             return region
         return region & self.inside[0 if region.shape == self.seen else 1]
+
+    def save_pretrained(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        without_pictures: bool = False,
+        metrics: Mapping[str, float | str] | None = None,
+    ) -> None:
+        """Writes `model.safetensors`, `config.json` and a model card, in Hugging Face's manner.
+
+        Published weights are not inside, only their digest. The card says whether training pictures are.
+
+        Args:
+          folder: where to; such a folder is replaced.
+          without_pictures: leaves the training pictures out. Masks stay as they are; recovered pictures begin with the
+            smooth fill, and the model cannot be tuned any more.
+          metrics: what was measured, by names, for the card.
+
+        Raises:
+          InputError: the folder exists and is something else, it cannot be written, or the pictures cannot be left out
+            because fills come from them.
+        """
+        from f2pad_jax import pretrained
+
+        model = pretrained.without_pictures(self) if without_pictures else self
+        pretrained.save_pretrained(model, Path(folder), metrics=metrics)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        weights: str | os.PathLike[str] | None = None,
+    ) -> Model:
+        """Reads what `save_pretrained` wrote, from a folder or from a repository of the Hugging Face Hub.
+
+        Args:
+          name: the folder, or `user/name` of a repository, which the Hub's own cache keeps.
+          revision: branch, tag or commit of the repository.
+          weights: the extractor's weight file, where it is neither a package nor imported.
+
+        Raises:
+          InputError: there is no such model or it is damaged, or the weights of its extractor or autoencoder are
+            missing or others than those it was fitted with.
+        """
+        from f2pad_jax import pretrained
+
+        return pretrained.from_pretrained(name, revision=revision, weights=weights)
 
 
 class Sight(NamedTuple):
@@ -267,8 +320,8 @@ def _scores(detector: Detector, maps: Maps) -> tuple[jax.Array, jax.Array]:
 
 
 @partial(jax.jit, static_argnames=("shape", "enlarging"))
-def _enlarged(grid: jax.Array, *, shape: Shape, enlarging: str) -> jax.Array:
-    return jax.image.resize(grid, shape, enlarging)
+def _enlarged(grid: jax.Array, *, shape: Shape, enlarging: Literal["linear", "nearest"]) -> jax.Array:
+    return enlarge(grid, shape, enlarging)
 
 
 def smooth_map(grid: np.ndarray, shape: Shape, drawing: Drawing = Drawing()) -> np.ndarray:

@@ -109,6 +109,16 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
     Raises:
       InputError: the folder exists and is no model, or it cannot be written.
     """
+    arrays, facts = content_of(model, where=folder)
+    save_arrays(Path(folder), arrays, facts, kind="model", version=VERSION)
+
+
+def content_of(model: Model, *, where: object) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is kept of a model: arrays in nested dicts, and facts for JSON; `where` is named in errors.
+
+    Raises:
+      InputError: a fact is none that would be read.
+    """
     fitted, choices = model.detector.state()
     arrays: dict[str, Any] = {
         "detector": fitted,
@@ -147,8 +157,8 @@ def save_model(model: Model, folder: str | os.PathLike[str]) -> None:
             facts["inpainter"] |= {"spec": asdict(inpainter.spec)}
             arrays["inpainter"] = inpainter.params
     # What would not be read is not written.
-    read_facts(ModelFacts, {**facts, "format": "", "version": VERSION}, kind="model", where=folder, hint=AGAIN)
-    save_arrays(Path(folder), arrays, facts, kind="model", version=VERSION)
+    read_facts(ModelFacts, {**facts, "format": "", "version": VERSION}, kind="model", where=where, hint=AGAIN)
+    return arrays, facts
 
 
 def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str] | None = None) -> Model:
@@ -164,14 +174,21 @@ def load_model(folder: str | os.PathLike[str], *, weights: str | os.PathLike[str
     """
     folder = Path(folder)
     arrays, facts = load_arrays(folder, kind="model", version=VERSION)
-    known = read_facts(ModelFacts, facts, kind="model", where=folder, hint=AGAIN)
+    return model_of(arrays, facts, where=folder, weights=weights)
+
+
+def model_of(
+    arrays: dict[str, Any], facts: dict[str, Any], *, where: Path, weights: str | os.PathLike[str] | None = None
+) -> Model:
+    """The inverse of `content_of`, with the extractor; arguments and errors as for `load_model`."""
+    known = read_facts(ModelFacts, facts, kind="model", where=where, hint=AGAIN)
     try:
-        fields, inpainter = _fields(arrays, known), _inpainter(arrays, known, folder)
+        fields, inpainter = _fields(arrays, known), _inpainter(arrays, known, where)
     except InputError:
         raise
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"damaged model ({error})", where=folder, hint=AGAIN) from error
-    extractor = _extractor(arrays, known.extractor, folder, None if weights is None else Path(weights))
+        raise InputError(f"damaged model ({error})", where=where, hint=AGAIN) from error
+    extractor = _extractor(arrays, known.extractor, where, None if weights is None else Path(weights))
     mixture = fields.pop("mixture")
     energy = Energy(extractor=extractor, detector=fields.pop("detector"), mixture=mixture)
     return Model(energy=energy, inpainter=inpainter, **fields)

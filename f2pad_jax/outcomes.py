@@ -20,6 +20,7 @@ DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
 CERTAIN = 0.1  # of the false alarms: the rate at which a detector is certain
 REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
+EDGE = 1.0  # σ of the Gaussian that smooths the mask's edge in the refined map, pixels
 
 
 class Outcome(NamedTuple):
@@ -87,7 +88,7 @@ def refined_map(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
       scores: smoothed score map, (H, W).
       mask: (H, W) bool; its edge is smoothed by one pixel.
     """
-    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), 1.0))).astype(np.float32)
+    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), EDGE))).astype(np.float32)
 
 
 def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:

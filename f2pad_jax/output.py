@@ -39,6 +39,30 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """A new folder to be filled under a temporary name, which takes the place of another in the end.
+
+    Raises:
+      InputError: it cannot be written; then what was there stays.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = temporary_name(folder.parent)
+        try:
+            fresh = scratch / "new"
+            fresh.mkdir(parents=True)
+            yield fresh
+            if folder.exists():
+                os.replace(folder, scratch / "old")
+            os.replace(fresh, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        sweep(folder.parent)
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+
+
 def temporary_name(folder: Path) -> Path:
     """A new name for what is not finished, which says who works on it; no longer than names can be."""
     return folder / f".f2pad-{_host()}-{os.getpid()}-{uuid.uuid4().hex}"

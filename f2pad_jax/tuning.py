@@ -100,8 +100,10 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
       The model with the best settings; those it came with stay where none is clearly better.
 
     Raises:
-      InputError: test pictures were given for a model of windows.
+      InputError: test pictures were given for a model of windows, or the model's own pictures were left out.
     """
+    if not len(model.held_out):
+        raise InputError("the model holds no pictures to tune on", hint="tune it before they are left out")
     if oracle is not None and model.windowed:
         raise InputError("windows cannot be tuned on whole pictures", hint="tune on synthetic anomalies")
     images, masks = oracle or synthetic_anomalies(model.held_out, count=COUNT, seed=seed + 1)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from f2pad_jax.calibration import Limits
-from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, _flat, _nested, load_arrays, save_arrays
+from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, flat, load_arrays, nested, save_arrays
 from f2pad_jax.core import Energy, PixelMixture, Scales, Settings
 from f2pad_jax.detectors.cflow import CFlow, Decoder
 from f2pad_jax.detectors.padim import PaDiM
@@ -340,21 +340,21 @@ def test_arrays_that_no_detector_of_such_maps_has_are_refused(model: Model, name
         "patchcore": lambda: PatchCore.fit(maps),
         "cflow": lambda: CFlow((Decoder(jnp.zeros(24), jnp.ones(24), params, jnp.float32(-1.5)),)),
     }[name]()
-    facts, arrays = detector.state()[1], _flat(jax.tree.map(np.asarray, detector.state()[0]))
+    facts, arrays = detector.state()[1], flat(jax.tree.map(np.asarray, detector.state()[0]))
     known = json.loads(
         json.dumps(_facts(model) | {"detector": {"name": name, **facts}}, default=lambda value: value.item())
     )
     other = {"normals": model.normals.pictures, "held_out": model.held_out, "mixture": vars(model.energy.mixture),
              "scales": vars(model.scales)}  # fmt: skip
     checked = read_facts(ModelFacts, known, kind="model", where="", hint="")
-    whole = jax.tree.map(np.asarray, {"detector": _nested(arrays), **other})
+    whole = jax.tree.map(np.asarray, {"detector": nested(arrays), **other})
     assert _fields(whole, checked)["detector"].name == name
-    for path in _flat(whole):
-        for kind, leaf in _forged(_flat(whole)[path]).items():
+    for path in flat(whole):
+        for kind, leaf in _forged(flat(whole)[path]).items():
             if (path, kind) in FREE or (name, path, kind) in FREE:
                 continue
             with pytest.raises((ValueError, TypeError, IndexError, KeyError, AttributeError)):
-                print(path, kind, _fields(_nested(_flat(whole) | {path: leaf}), checked))
+                print(path, kind, _fields(nested(flat(whole) | {path: leaf}), checked))
 
 
 # What may be of any length: pictures, and the couplings of a flow where all its arrays say the same.

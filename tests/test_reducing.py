@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -16,7 +17,6 @@ from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.anomalies import paint
 from f2pad_jax.data.images import resize_image, resize_mask
 from f2pad_jax.errors import InputError
-from f2pad_jax.export import score_function
 from f2pad_jax.fills import Normals, matching_fill
 from f2pad_jax.fills.harmonic import harmonic_fill
 from f2pad_jax.fitting import fit
@@ -26,6 +26,7 @@ from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import affected, build, plan
 from f2pad_jax.reducing import axis_weights, part_weights, reduce_images, seen_shape, work_shape
 from f2pad_jax.segmentation import Segmentation, segment
+from f2pad_jax.traced import score_one
 
 SHAPE, SEEN = (160, 240), (64, 96)
 
@@ -168,7 +169,7 @@ def test_outlines_are_those_of_the_pictures_own_pixels(fitted: Fitted) -> None:
 
 
 def test_the_score_map_that_is_exported_is_the_models(fitted: Fitted) -> None:
-    made = jax.jit(score_function(fitted.model))(fitted.image)
+    made = jax.jit(partial(score_one, fitted.model))(fitted.image)
     np.testing.assert_allclose(made, fitted.result.score_map, rtol=1e-3, atol=1e-3 * fitted.result.score_map.max())
 
 

@@ -157,8 +157,11 @@ def run_tune(arguments: argparse.Namespace) -> int:
 def run_export(arguments: argparse.Namespace) -> int:
     """Writes a model in a form that other programs read."""
     from f2pad_jax.export import export
+    from f2pad_jax.pretrained import without_pictures
 
     model = load_model(arguments.model, weights=arguments.weights)
+    if arguments.without_pictures:
+        model = without_pictures(model)
     export(model, arguments.out)
     print(f"{arguments.out}: {model.detector.name} on {model.extractor.name}")
     return DONE

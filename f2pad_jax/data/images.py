@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import warnings
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -104,8 +105,8 @@ def resize_image(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((shape[1], shape[0]), Image.Resampling.LANCZOS))
 
 
-def resize_mask(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """A mask (H, W) at another (height, width): each pixel takes the value at its own centre."""
+def resize_mask(mask: Any, shape: tuple[int, int]) -> Any:
+    """A mask (H, W), of NumPy or JAX, at another (height, width): each pixel takes the value at its own centre."""
     if mask.shape == tuple(shape):
         return mask
     # whole numbers, so that centres on the border of two pixels do not depend on rounding

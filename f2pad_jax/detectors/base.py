@@ -57,7 +57,7 @@ class Detector(Protocol):
 
     @property
     def level(self) -> int:
-        """As above; a class variable will do."""
+        """As above."""
         ...
 
     @classmethod
@@ -99,6 +99,12 @@ class Detector(Protocol):
     def from_state(cls, arrays: Arrays, facts: Facts) -> Self:
         """The inverse of `state`."""
         ...
+
+
+def enlarge(values: jax.Array, shape: tuple[int, ...], how: Literal["linear", "nearest"] = "linear") -> jax.Array:
+    """Values on a grid at another shape with no side shorter."""
+    # Antialiasing changes nothing where nothing shrinks, but ONNX converters do not know it.
+    return jax.image.resize(values, shape, how, antialias=False)
 
 
 def bound_of(detector: Detector) -> float | None:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from scipy import ndimage
 
-from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape, enlarge
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
@@ -27,9 +27,12 @@ JUDGED, ORDINARY = 32, 0.8  # training pictures that tell usual distances; quant
 
 def _average3(features: jax.Array, convention: Convention) -> jax.Array:
     """3 × 3 mean with the border repeated, or zeros beyond it for anomalib's, as separable sums: (H, W, C)."""
-    padded = jnp.pad(features, ((1, 1), (1, 1), (0, 0)), mode="constant" if convention == "anomalib" else "edge")
-    rows = padded[:-2] + padded[1:-1] + padded[2:]
-    return (rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]) / 9
+    beyond = 0.0 if convention == "anomalib" else 1.0
+    # Concatenated and not padded, because jax2onnx 0.17 takes an axis that is not padded for one that is.
+    tall = jnp.concatenate([beyond * features[:1], features, beyond * features[-1:]])
+    rows = tall[:-2] + tall[1:-1] + tall[2:]
+    wide = jnp.concatenate([beyond * rows[:, :1], rows, beyond * rows[:, -1:]], axis=1)
+    return (wide[:, :-2] + wide[:, 1:-1] + wide[:, 2:]) / 9
 
 
 def used_maps(maps: Sequence[Any]) -> Sequence[Any]:
@@ -48,7 +51,7 @@ def embed(maps: Maps, metric: jax.Array, convention: Convention = "own") -> jax.
     """
     used = [_average3(m, convention) for m in used_maps(maps)]
     height, width = used[0].shape[:2]
-    grown = [used[0]] + [jax.image.resize(m, (height, width, m.shape[-1]), "bilinear") for m in used[1:]]
+    grown = [used[0]] + [enlarge(m, (height, width, m.shape[-1])) for m in used[1:]]
     features = jnp.concatenate(grown, axis=-1)
     return features * metric if metric.ndim == 1 else jnp.matmul(features, metric, precision="highest")
 
@@ -148,7 +151,6 @@ class PatchCore(struct.PyTreeNode):
     """
 
     name: ClassVar[str] = "patchcore"
-    level: ClassVar[int] = 1
     anchored: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {"plain": True}
 
@@ -157,6 +159,11 @@ class PatchCore(struct.PyTreeNode):
     bank: jax.Array
     norm: jax.Array
     convention: Convention = struct.field(pytree_node=False, default="own")
+
+    @property
+    def level(self) -> int:
+        """The second grid."""
+        return 1
 
     @property
     def drawing(self) -> Drawing:

@@ -57,8 +57,8 @@ def _reconstruct(params: dict[str, Any], images: jax.Array, removed: jax.Array, 
     return reconstruct(params, images, removed, spec=spec)
 
 
-def removed_tokens(region: np.ndarray, patch: int) -> np.ndarray:
-    """The tokens any of whose pixels lies in a region (H, W): (H/patch · W/patch,) bool, row by row."""
+def removed_tokens(region: Any, patch: int) -> Any:
+    """The tokens any of whose pixels lies in a region (H, W): (H/patch · W/patch,) bool, row by row; NumPy or JAX."""
     height, width = region.shape
     return region.reshape(height // patch, patch, width // patch, patch).any((1, 3)).reshape(-1)
 

@@ -34,7 +34,8 @@ def surroundings_weight(region: np.ndarray, scale: float = 1.0) -> np.ndarray:
     return np.where(region, 0.0, FAR + np.exp(-np.square(distance / (scale * RING)) / 2)).astype(np.float32)
 
 
-def _pool(images: Any, cell: int) -> Any:
+def pool(images: Any, cell: int) -> Any:
+    """Means over cells of so many rows and columns, (..., H // cell, W // cell, C), of NumPy or JAX."""
     height, width = (side // cell for side in images.shape[-3:-1])
     cut = images[..., : height * cell, : width * cell, :]
     shape = cut.shape[:-3] + (height, cell, width, cell, cut.shape[-1])
@@ -65,7 +66,8 @@ class Normals:
         """Transforms of the coarse pictures' three colours and of their squared length, (N, 4, 2h, w + 1) complex64."""
         # A few at a time: all of them as floats would be many times as large as what is kept.
         chunks = [self.pictures[first : first + BATCH] for first in range(0, len(self), BATCH)]
-        return jnp.concatenate([_spectra(normalize(chunk), cell=self.cell) for chunk in chunks])
+        with jax.ensure_compile_time_eval():  # kept beyond the program that may be traced just now
+            return jnp.concatenate([_spectra(normalize(chunk), cell=self.cell) for chunk in chunks])
 
     def turned(self, index: int, quarters: int) -> np.ndarray:
         """One picture, (H, W, 3) float32, ImageNet-normalised, turned by so many quarters."""
@@ -74,7 +76,7 @@ class Normals:
 
 @partial(jax.jit, static_argnames="cell")
 def _spectra(pictures: jax.Array, *, cell: int) -> jax.Array:
-    small = _pool(pictures, cell)
+    small = pool(pictures, cell)
     planes = jnp.concatenate([small, jnp.sum(jnp.square(small), axis=-1, keepdims=True)], axis=-1)
     return _transform(jnp.moveaxis(planes, -1, 1))
 
@@ -102,10 +104,10 @@ def search(
       the turned normal picture at p + shift is compared with the image at p. Turns that were not tried cost
       infinitely much.
     """
-    mass = _pool(weight[..., None], cell)[..., 0]
-    wanted = _pool((weight == 0).astype(jnp.float32)[..., None], cell)[..., 0]
+    mass = pool(weight[..., None], cell)[..., 0]
+    wanted = pool((weight == 0).astype(jnp.float32)[..., None], cell)[..., 0]
     # Colours are averaged over the pixels that count, so the region does not bleed into its border cells.
-    colours = _pool(image * weight[..., None], cell) / jnp.maximum(mass, 1e-6)[..., None]
+    colours = pool(image * weight[..., None], cell) / jnp.maximum(mass, 1e-6)[..., None]
     planes = jnp.concatenate([jnp.moveaxis(colours * mass[..., None], -1, 0), mass[None]])
     length = mass * jnp.sum(jnp.square(colours), axis=-1)
 
@@ -268,13 +270,14 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Ma
       normals: training pictures; the image's own source must not be among them.
 
     Returns:
-      The match. Where the region leaves too little to compare, the harmonic fill with an infinite error.
+      The match. Where the region leaves too little to compare, or there are no pictures, the harmonic fill with an
+      infinite error.
     """
     if not region.any():
         return Match(image.copy(), 0.0)
     reduced = round(normals.scale)
     weight = surroundings_weight(region, normals.scale)
-    found = _best(image, weight, normals, reduced)
+    found = _best(image, weight, normals, reduced) if len(normals) else None
     # Beyond a few lengths of the ring nothing weighs much, and the membrane needs the region and its border only.
     box = Box(0, 0, *region.shape) if reduced == 1 else enclosing(region, round(2 * RING * normals.scale))
     here, inside = box.cut(image), box.cut(region)
@@ -304,7 +307,7 @@ def _best(image: np.ndarray, weight: np.ndarray, normals: Normals, reduced: int)
 
 
 def _shrunk(picture: np.ndarray, factor: int) -> np.ndarray:
-    return picture if factor == 1 else _pool(picture, factor)
+    return picture if factor == 1 else pool(picture, factor)
 
 
 def _in_full(image: np.ndarray, weight: np.ndarray, normals: Normals, found: _Found, box: Box, reduced: int) -> _Found:
