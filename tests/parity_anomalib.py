@@ -39,7 +39,8 @@ def make(folder: Path, pictures: Path) -> None:
         model = Padim(**raw) if name == "padim" else Patchcore("resnet18", coreset_sampling_ratio=0.02, **raw)
         network = model.model.feature_extractor.feature_extractor
         network.load_state_dict(formulae.network(name).state_dict())
-        data = Folder("set", root=folder, normal_dir="train", train_batch_size=4, num_workers=0, test_split_mode="none")
+        none: Any = {"num_workers": 0, "test_split_mode": "none", "val_split_mode": "none"}
+        data = Folder("set", root=folder, normal_dir="train", train_batch_size=4, **none)
         engine = Engine(accelerator="cpu", default_root_dir=folder / "engine", logger=False)
         engine.fit(model=model, datamodule=data)
         engine.trainer.save_checkpoint(folder / f"{name}.ckpt")
