@@ -238,7 +238,7 @@ class Pixels:
 class Linear:
     """In place of a detector: F is `local[0]`, and its gradient `local[1]` everywhere."""
 
-    level: ClassVar[int] = 0
+    level = 0
 
     def local_scores(self, local: Any, maps: tuple[jax.Array, ...]) -> jax.Array:
         ramp = local[1] * jnp.sum(maps[0])

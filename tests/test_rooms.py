@@ -36,7 +36,7 @@ class Mean(struct.PyTreeNode):
     """Distance of the finest map's features to their mean over all positions, in units of their variance."""
 
     name: ClassVar[str] = "mean"
-    level: ClassVar[int] = 0
+    level = 0
     anchored: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {}
 

@@ -98,6 +98,7 @@ def test_local_scores_and_the_exported_map_follow_the_convention(case: Case, mod
     np.testing.assert_allclose(exported, jax.image.resize(scores, SIZE, "bilinear"), rtol=1e-4)
 
 
+@pytest.mark.parametrize("case", ["patchcore"], indirect=True)
 def test_defects_are_outlined(case: Case, model: f2.Model) -> None:
     picture = case.pictures[9].copy()
     picture[20:40, 30:50] = (255, 0, 255)

@@ -69,17 +69,13 @@ class CFlow(struct.PyTreeNode):
     """
 
     name: ClassVar[str] = "cflow"
+    level = 0
     anchored: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Any]] = {"blocks": 8}
 
     decoders: tuple[Decoder, ...]
     divided: bool = struct.field(pytree_node=False, default=True)
     clamp: Literal["tanh", "atan"] = struct.field(pytree_node=False, default="tanh")
-
-    @property
-    def level(self) -> int:
-        """The finest grid."""
-        return 0
 
     @classmethod
     def fit(

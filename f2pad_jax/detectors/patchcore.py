@@ -151,6 +151,7 @@ class PatchCore(struct.PyTreeNode):
     """
 
     name: ClassVar[str] = "patchcore"
+    level = 1
     anchored: ClassVar[bool] = True
     published: ClassVar[Mapping[str, Any]] = {"plain": True}
 
@@ -159,11 +160,6 @@ class PatchCore(struct.PyTreeNode):
     bank: jax.Array
     norm: jax.Array
     convention: Convention = struct.field(pytree_node=False, default="own")
-
-    @property
-    def level(self) -> int:
-        """The second grid."""
-        return 1
 
     @property
     def drawing(self) -> Drawing:

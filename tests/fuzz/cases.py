@@ -35,7 +35,7 @@ from f2pad_jax.model import Procedure
 from f2pad_jax.model_file import VERSION, ModelFacts, _fields
 from f2pad_jax.picture_files import _whole_records
 from f2pad_jax.schemas import read_facts
-from f2pad_jax.weights.torch_file import read_torch
+from f2pad_jax.weights.torch_file import read_checkpoint, read_torch
 from f2pad_jax.weights.weight_files import read_weights
 
 Verdict = Literal["refused", "accepted"]
@@ -126,6 +126,15 @@ def torch_pickle() -> bytes:
     return b"\x80\x02ccollections\nOrderedDict\n)Rq\x00(" + body + b"u}V_metadata\nNsb."
 
 
+@cache
+def lightning_pickle() -> bytes:
+    """What Lightning keeps around the tensors, and objects beside them."""
+    inner = torch_pickle()[len(b"\x80\x02") : -1]
+    things = b"Vpath\ncpathlib\nPosixPath\n(VA\ntRVthing\ncmodule\nThing\n)\x81}(Vstate\nK\x01ub"
+    beside = b"Vpytorch-lightning_version\nV2\nVhyper_parameters\n}(" + things + b"u"
+    return b"\x80\x02}(" + beside + b"Vstate_dict\n" + inner + b"u."
+
+
 def attack(random: Random) -> bytes:
     """Opcodes that ask for something to be run, or that hurt."""
     call = b"(V%s\ntR" % f"touch {mark()}".encode()
@@ -150,14 +159,21 @@ def attack(random: Random) -> bytes:
 
 
 def torch_file(random: Random) -> Verdict:
-    root = torch_pickle()
+    return _torch_file(random, torch_pickle(), read_torch)
+
+
+def lightning_file(random: Random) -> Verdict:
+    return _torch_file(random, lightning_pickle(), lambda data: read_checkpoint(data)[0])
+
+
+def _torch_file(random: Random, root: bytes, read: Callable[[bytes], dict[str, np.ndarray]]) -> Verdict:
     if random.random() < 0.5:
         place = random.randrange(len(root))
         root = root[:place] + attack(random) + root[place:]
     if random.random() < 0.7:
         root = spoil_bytes(random, root)
     raw = {str(key): array.tobytes() for key, array in enumerate(state().values())}
-    if random.random() < 0.5:
+    if random.random() < (0.5 if read is read_torch else 1):
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", random.choice([zipfile.ZIP_STORED] * 9 + [zipfile.ZIP_DEFLATED])) as archive:
             archive.writestr("archive/data.pkl", root)
@@ -171,7 +187,7 @@ def torch_file(random: Random) -> Verdict:
     if random.random() < 0.3:
         data = spoil_bytes(random, data)
     try:
-        found = read_torch(data)
+        found = read(data)
     except ValueError:
         return "refused"
     finally:
@@ -466,7 +482,8 @@ def damaged_training(random: Random) -> Verdict:
 
 CASES: dict[str, tuple[Callable[[Random], Verdict], int]] = {
     "picture": (picture, 30),
-    "torch file": (torch_file, 30),
+    "torch file": (torch_file, 25),
+    "checkpoint": (lightning_file, 5),
     "other weight file": (weight_file, 12),
     "model.json": (model_json, 12),
     "array of a model": (model_array, 4),
