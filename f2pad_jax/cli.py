@@ -151,7 +151,7 @@ def parser() -> argparse.ArgumentParser:
     fit = command("fit", "fit a detector to normal pictures")
     fit.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
     fit.add_argument("--detector", required=True, metavar="NAME", help="padim, patchcore or cflow")
-    fit.add_argument("--extractor", required=True, metavar="NAME", help="efficientnet_lite0 or resnet18")
+    fit.add_argument("--extractor", required=True, metavar="NAME", help="such as efficientnet_lite0 (see weights list)")
     weights(fit)
     out(fit, "MODEL", "folder for the model")
     fit.add_argument("--shots", type=_at_least(1), metavar="N", help="use N training pictures, drawn at random")
@@ -296,6 +296,9 @@ def parser() -> argparse.ArgumentParser:
     out(experiment, "DIR", "NAME.json, NAME.md, NAME.png and results.md; a run that is cut off goes on from here")
     experiment.add_argument(
         "--images", type=_at_least(1), metavar="N", help="test pictures a category (54; textures: 8)"
+    )
+    experiment.add_argument(
+        "--extractor", metavar="NAME", help="the network of all detectors (the paper's, or efficientnet_lite0)"
     )
     experiment.add_argument("--detector", action="append", metavar="NAME", help="only this, may be repeated")
     experiment.add_argument("--category", action="append", metavar="NAME", help="only this, may be repeated")

@@ -117,8 +117,8 @@ def convert(state: Mapping[str, np.ndarray], spec: ViTSpec) -> dict[str, Any]:
     """The parameter tree of an extractor, layer scales folded in float64 and stored in float32.
 
     Args:
-      state: arrays by the names of transformers' `Dinov2Model`, `Dinov2WithRegistersModel` or `DINOv3ViTModel`, of timm,
-        or of Meta's own files.
+      state: arrays by the names of Hugging Face's `Dinov2Model`, `Dinov2WithRegistersModel` or `DINOv3ViTModel`, of
+        timm, or of Meta's own files.
       spec: which network is expected.
 
     Raises:
