@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from solving import QUICK
 from torch_parts import import_torchvision
 
 from f2pad_jax.cli import main
 from f2pad_jax.core.energy import scored_stride
-from f2pad_jax.detectors import DETECTORS
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import fit
@@ -139,7 +139,7 @@ def loaded(spec: ViTSpec, path: Path) -> Any:
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("kind", "grid"), [("learned", (4, 4)), ("learned", (3, 6)), ("registers", (3, 6)), ("rotary", (3, 6))]
+    ("kind", "grid"), [("learned", (3, 6)), ("registers", (3, 6)), ("rotary", (4, 4)), ("rotary", (3, 6))]
 )
 def test_maps_and_gradient_agree_with_transformers(
     torch: Any, kind: str, grid: tuple[int, int], tmp_path: Path
@@ -295,13 +295,12 @@ def test_deeper_blocks_than_the_last_map_are_not_needed() -> None:
     np.testing.assert_allclose(first, maps[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", SPECS)
-def test_how_far_bfloat16_is_off(kind: str) -> None:
-    spec = SPECS[kind]
-    image = np.random.default_rng(0).standard_normal((1, 4 * spec.patch, 4 * spec.patch, 3)).astype(np.float32)
-    exact = Extractor(draw_params(spec), "", vit.apply, spec, "")
+def test_how_far_bfloat16_is_off() -> None:
+    image = jnp.asarray(np.random.default_rng(0).standard_normal((1, 64, 64, 3)), jnp.float32)
+    exact = Extractor(draw_params(ROTARY), "", vit.apply, ROTARY, "")
     half = dataclasses.replace(exact, precision="bf16")
-    for found, wanted in zip(half(jnp.asarray(image)), exact(jnp.asarray(image)), strict=True):
+    apply = jax.jit(lambda extractor, x: extractor(x))
+    for found, wanted in zip(apply(half, image), apply(exact, image), strict=True):
         assert found.dtype == jnp.float32
         assert 1e-4 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < 0.03
 
@@ -334,30 +333,17 @@ def pictures(count: int, side: int = 60) -> np.ndarray:
     return np.clip(noise, 0, 255).astype(np.uint8)
 
 
-@pytest.mark.parametrize("taps", [(1, 2), (2,)])
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_detectors_fit_and_segment_on_maps_of_one_stride(
-    detector: str, taps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setitem(NETWORKS, "dinov2_vits14", _vit(dataclasses.replace(TINY, taps=taps)))
-    file = tiny_file(tmp_path / "x.safetensors")
-    extractor = load_extractor("dinov2_vits14", weights=file)
-    model = fit(
-        pictures(12), detector=detector, extractor=extractor, options={"epochs": 2} if detector == "cflow" else {}
-    )
+@pytest.mark.parametrize(("detector", "taps"), [("padim", (1, 2)), ("patchcore", (2,)), ("cflow", (1, 2))])
+def test_detectors_fit_and_segment_on_maps_of_one_stride(detector: str, taps: tuple[int, ...]) -> None:
+    model = tiny_fit(detector, dataclasses.replace(TINY, taps=taps))
     assert (model.shape, model.seen) == ((60, 60), (56, 56))
     assert model.grids == ((7, 7),) * len(taps)
     image, truth = pictures(13)[-1], np.zeros((60, 60), bool)
     truth[18:38, 22:42] = True
     image[truth] = (240, 30, 30)
     check_positions(model, image)
-    result = segment(model, image)
-    print(detector, taps, result.status, (result.mask & truth).sum() / (result.mask | truth).sum(), result.residual)
-    assert (result.mask & truth).sum() / (result.mask | truth).sum() > 0.8
-    save_model(model, tmp_path / "model")
-    again = load_model(tmp_path / "model", weights=file)
-    np.testing.assert_array_equal(look(again, image[None])[0].scores, look(model, image[None])[0].scores)
+    mask = segment(model, image).mask
+    assert (mask & truth).sum() / (mask | truth).sum() > 0.8
 
 
 def check_positions(model: Model, image: np.ndarray) -> None:
@@ -370,7 +356,21 @@ def check_positions(model: Model, image: np.ndarray) -> None:
     chosen = plan(model, sight, region)
     np.testing.assert_array_equal(chosen.affected.positions, np.arange(sight.costs.size))
     assert chosen.affected.present.all()
-    detector = model.detector
-    local = detector.localize(sight.maps, jnp.asarray(chosen.affected.positions), chosen.affected.coarser)
-    if not detector.anchored:  # those search few candidates
-        np.testing.assert_allclose(detector.local_scores(local, sight.maps), sight.costs.ravel(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("detector", "taps"), [("padim", (2,)), ("patchcore", (1, 2)), ("cflow", (2,))])
+def test_models_of_such_detectors_are_kept(
+    detector: str, taps: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = dataclasses.replace(TINY, taps=taps)
+    monkeypatch.setitem(NETWORKS, "dinov2_vits14", _vit(spec))
+    file = tiny_file(tmp_path / "x.safetensors")
+    model = tiny_fit(detector, spec, load_extractor("dinov2_vits14", weights=file))
+    save_model(model, tmp_path / "model")
+    again, image = load_model(tmp_path / "model", weights=file), pictures(1)
+    np.testing.assert_array_equal(look(again, image)[0].scores, look(model, image)[0].scores)
+
+
+def tiny_fit(detector: str, spec: ViTSpec, extractor: Extractor | None = None) -> Model:
+    extractor = extractor or Extractor(draw_params(spec), "", vit.apply, spec, "")
+    return fit(pictures(12), detector=detector, extractor=extractor, options=QUICK.get(detector))
