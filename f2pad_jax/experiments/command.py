@@ -286,8 +286,7 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     whole = _common(plan) | {"experiments": {}}
     if (out / "plan.json").is_file():
         whole = read_plan(out)
-        if _common(whole) != _common(plan):
-            different = [key for key, value in _common(plan).items() if whole.get(key) != value]
+        if different := [key for key in _common(plan) | _common(whole) if whole.get(key) != plan.get(key)]:
             raise InputError(
                 f"holds results with another {', '.join(different)}", where=out, hint="name another folder"
             )
