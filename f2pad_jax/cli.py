@@ -151,9 +151,7 @@ def parser() -> argparse.ArgumentParser:
     fit = command("fit", "fit a detector to normal pictures")
     fit.add_argument("dataset", metavar="DATASET", type=Path, help="category folder; train/good is used")
     fit.add_argument("--detector", metavar="NAME", help="padim, patchcore or cflow; needed without --from")
-    fit.add_argument(
-        "--extractor", metavar="NAME", help="such as efficientnet_lite0 or resnet18; needed without --from"
-    )
+    fit.add_argument("--extractor", metavar="NAME", help="see weights list; needed without --from")
     fit.add_argument(
         "--from",
         type=Path,
@@ -307,6 +305,9 @@ def parser() -> argparse.ArgumentParser:
     out(experiment, "DIR", "NAME.json, NAME.md, NAME.png and results.md; a run that is cut off goes on from here")
     experiment.add_argument(
         "--images", type=_at_least(1), metavar="N", help="test pictures a category (54; textures: 8)"
+    )
+    experiment.add_argument(
+        "--extractor", metavar="NAME", help="the network of all detectors (the paper's, or efficientnet_lite0)"
     )
     experiment.add_argument("--detector", action="append", metavar="NAME", help="only this, may be repeated")
     experiment.add_argument("--category", action="append", metavar="NAME", help="only this, may be repeated")

@@ -25,7 +25,7 @@ from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, check_roi
 from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
 from f2pad_jax.networks.extractor import Extractor, map_shapes
-from f2pad_jax.reducing import LEAST, Shape, reduce_images, scale_of
+from f2pad_jax.reducing import LEAST, Shape, largest_seen, reduce_images, scale_of
 
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
 FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation
@@ -133,7 +133,7 @@ def fit(
         that of `load_trained`, to the features that the extractor gives of pictures of `seen`.
       extractor: of `load_extractor`.
       seen: (height, width) to which pictures are reduced for the extractor, such as that of `reducing.seen_shape`; by
-        default it sees them as they are.
+        default it sees them as they are, or with both sides reduced to multiples of its coarsest stride.
       seed: of the split, the coreset or flow, and the mixture.
       settings: numbers of the solve.
       procedure: choices around it.
@@ -155,7 +155,7 @@ def fit(
     check_procedure(procedure)
     images = as_stack(images, white_level=white_level)
     shape: Shape = (images.shape[1], images.shape[2])
-    seen = seen or shape
+    seen = seen or largest_seen(shape, extractor)
     coarsest = extractor.strides[-1]
     if any(side % coarsest or side < LEAST * coarsest for side in seen):
         raise InputError(

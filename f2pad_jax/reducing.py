@@ -34,6 +34,17 @@ def seen_shape(shape: Shape, size: int, extractor: Extractor) -> Shape:
     return height, width
 
 
+def largest_seen(shape: Shape, extractor: Extractor) -> Shape:
+    """The largest shape that an extractor can see pictures in without enlarging them: multiples of its coarsest stride.
+
+    Args:
+      shape: of the pictures.
+      extractor: whose strides count.
+    """
+    coarsest = extractor.strides[-1]
+    return shape[0] // coarsest * coarsest, shape[1] // coarsest * coarsest
+
+
 def work_shape(shape: Shape, size: int, seen: Shape) -> Shape:
     """The shape that pictures are worked on in: their own, up to `size` × `size` pixels, and never below `seen`."""
     factor = min(1.0, size / (shape[0] * shape[1]) ** 0.5)

@@ -25,7 +25,7 @@ from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS, Detector
 from f2pad_jax.detectors.cflow import CFlow
 from f2pad_jax.detectors.patchcore import PatchCore
-from f2pad_jax.networks import efficientnet, resnet
+from f2pad_jax.networks import efficientnet, resnet, vit
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.weights.registry import registry
 
@@ -113,6 +113,7 @@ PICTURE, PLANE, NUMBER, WHOLE = f"float32[{SIDE},{SIDE},3]", f"float32[{SIDE},{S
 HOST = {
     "lanes.solve_many": "reads and yields on the host, see test_lanes",
     "lanes.lane_widths": "counts on the host",
+    "energy.scored_stride": "chooses among static strides",
     "sharing.neighbourhood": "computes static offsets",
 }
 
@@ -291,7 +292,7 @@ def test_a_static_choice_is_another_program() -> None:
 
 def test_the_registry_knows_these_extractors() -> None:
     extractors = {name for name, known in registry().items() if known.kind == "extractor"}
-    assert extractors == efficientnet.FAMILY.keys() | resnet.FAMILY.keys() > set(EXTRACTORS)
+    assert extractors == efficientnet.FAMILY.keys() | resnet.FAMILY.keys() | vit.FAMILY.keys() > set(EXTRACTORS)
 
 
 def test_an_extractors_maps_have_the_promised_shapes(extractor: Extractor, maps: Maps) -> None:

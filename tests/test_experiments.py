@@ -21,8 +21,22 @@ from f2pad_jax.configuration import SETTINGS
 from f2pad_jax.core import Settings, Solution, solve
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import cflow_training
+from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import plain_settings
-from f2pad_jax.experiments import cases, command, curves, models, paper, registry, results, runs, sets, tables, variants
+from f2pad_jax.experiments import (
+    cases,
+    command,
+    curves,
+    models,
+    paper,
+    records,
+    registry,
+    results,
+    runs,
+    sets,
+    tables,
+    variants,
+)
 from f2pad_jax.fitting import fit, refit_mixture
 from f2pad_jax.model import Procedure, look, score_maps
 from f2pad_jax.preparing import build, find_region, plan
@@ -362,6 +376,22 @@ def test_categories_of_a_folder_become_cut_paste_sets(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(made[0], name), getattr(made[1], name))
     assert sets.extractor_name("padim", sets.CUT_PASTE) == "resnet18"
     assert sets.extractor_name("cflow", sets.CUT_PASTE) == sets.extractor_name("padim", sets.EMBEDDED)
+
+
+def test_one_network_is_that_of_all_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(command, "load_extractor", lambda name, weights: asked.append((name, weights)))
+    file = tmp_path / "model.safetensors"
+    request = command.Request("table1", None, file, tmp_path / "out", extractor="dinov2_vits14")
+    plan = command._plan(request)
+    assert set(command._networks(["padim", "cflow"], request, plan)) == {"padim", "cflow"}
+    assert asked == [("dinov2_vits14", file)]
+    assert "--weights FILE --extractor dinov2_vits14" in plan["command"]
+    (tmp_path / "out").mkdir()
+    assert command._keep_plan(plan, "table1", tmp_path / "out")["extractor"] == "dinov2_vits14"
+    assert records.read_plan(tmp_path / "out")["extractor"] == "dinov2_vits14"
+    with pytest.raises(InputError, match="holds results with another extractor"):
+        command._keep_plan(command._plan(request._replace(extractor=None, weights=None)), "table1", tmp_path / "out")
 
 
 def test_variants_change_one_thing_each(whole: Path) -> None:

@@ -17,7 +17,7 @@ from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import DETECTORS
 from f2pad_jax.errors import InputError
-from f2pad_jax.networks import resnet
+from f2pad_jax.networks import resnet, vit
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.weights import load_extractor
 
@@ -77,6 +77,19 @@ def test_every_product_has_the_precision_asked_for(
     for equation in found:
         assert equation.params["precision"] == (WANTED[precision],) * 2
         assert [operand.aval.dtype for operand in equation.invars] == [kind, kind]
+
+
+def test_every_product_of_a_transformer_has_full_precision() -> None:
+    spec = vit.ViTSpec(8, 24, 2, (1, 2), table=4)
+
+    def gradient(params: Any, x: jax.Array) -> jax.Array:
+        return jax.grad(jax.jit(lambda x: energy(Extractor(params, "", vit.apply, spec, ""), x)))(x)
+
+    with jax.default_matmul_precision("bfloat16"):
+        picture = jax.ShapeDtypeStruct((1, 40, 48, 3), jnp.float32)
+        found = list(products(jax.make_jaxpr(gradient)(vit.shapes(spec), picture).jaxpr))
+    assert len(found) > 15
+    assert all(equation.params["precision"] == (Precision.HIGHEST,) * 2 for equation in found)
 
 
 @pytest.mark.parametrize("name", DETECTORS)

@@ -119,6 +119,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         tuning=ORACLE if arguments.oracle else DEFAULT if arguments.untuned else SYNTHETIC,
         shard=(arguments.shard_index, arguments.shard_count),
         jobs=arguments.jobs,
+        extractor=arguments.extractor,
     )
     done = experiment(request, on_failure=fail, say=print)
     write_settings(arguments.out, arguments)

@@ -43,6 +43,7 @@ class Request(NamedTuple):
       tuning: how settings are chosen, see `models.Recipe`.
       shard: index and count: the share of the work to do.
       jobs: processes that share the work on this machine.
+      extractor: network of all detectors; None for each its own.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Request(NamedTuple):
     tuning: str = SYNTHETIC
     shard: tuple[int, int] = (0, 1)
     jobs: int = 1
+    extractor: str | None = None
 
 
 def experiment(request: Request, *, on_failure: Callable[[str], None], say: Callable[[str], None]) -> bool:
@@ -218,9 +220,10 @@ def _categories(request: Request, plan: dict[str, Any]) -> Callable[[str], sets.
 
 def _networks(detectors: Iterable[str], request: Request, plan: dict[str, Any]) -> dict[str, Extractor]:
     """The network of each detector."""
-    names = {detector: sets.extractor_name(detector, plan["dataset"]) for detector in detectors}
+    asked = plan.get("extractor")
+    names = {detector: asked or sets.extractor_name(detector, plan["dataset"]) for detector in detectors}
     loaded = {
-        name: load_extractor(name, weights=request.weights if name == "resnet18" else None)
+        name: load_extractor(name, weights=request.weights if name == (asked or "resnet18") else None)
         for name in sorted(set(names.values()))
     }
     return {detector: loaded[name] for detector, name in names.items()}
@@ -230,7 +233,7 @@ def _plan(request: Request) -> dict[str, Any]:
     real = known_experiment(request.name).real
     if request.data is None and real:
         raise InputError("needs MVTec AD", where=request.name, hint="name its folder with --data")
-    if request.data is None and request.weights is not None:
+    if request.data is None and request.weights is not None and request.extractor is None:
         raise InputError(
             "the textures need no weights", where=request.weights, hint="leave --weights out, or add --data"
         )
@@ -248,6 +251,7 @@ def _plan(request: Request) -> dict[str, Any]:
         "seed": request.seed,
         "kinds": [*EXPERIMENTS[request.name].kinds],
         "tuning": request.tuning,
+        **({"extractor": request.extractor} if request.extractor else {}),
         "categories": sorted(request.categories or categories),
         "detectors": sorted(detectors, key=[*DETECTORS, *detectors].index),
         "command": _command(request),
@@ -262,6 +266,7 @@ def _command(request: Request) -> str:
     if request.weights is not None:
         words.append("--weights FILE")
     words += [f"--images {request.images}"] if request.images else []
+    words += [f"--extractor {request.extractor}"] if request.extractor else []
     words += [f"--detector {name}" for name in request.detectors]
     words += [f"--category {name}" for name in request.categories]
     words += [f"--seed {request.seed}"] if request.seed else []
@@ -281,8 +286,7 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     whole = _common(plan) | {"experiments": {}}
     if (out / "plan.json").is_file():
         whole = read_plan(out)
-        if _common(whole) != _common(plan):
-            different = [key for key, value in _common(plan).items() if whole.get(key) != value]
+        if different := [key for key in _common(plan) | _common(whole) if whole.get(key) != plan.get(key)]:
             raise InputError(
                 f"holds results with another {', '.join(different)}", where=out, hint="name another folder"
             )

@@ -43,6 +43,7 @@ class PlanFacts(Facts):
     seed: Seed
     kinds: Annotated[list[Name], Field(min_length=1)]  # of the anomalies that are made
     tuning: Literal["synthetic", "oracle", "default"]
+    extractor: Name | None = None  # of all detectors, where one was asked for
     experiments: dict[str, Selection]
 
 

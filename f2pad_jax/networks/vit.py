@@ -76,11 +76,11 @@ class ViTSpec:
 
 _SIZES = {"s": (384, 6, (4, 8, 12)), "b": (768, 12, (4, 8, 12)), "l": (1024, 16, (8, 16, 24))}
 FAMILY = (
-    {f"dinov2_vit{size}14": ViTSpec(14, *sizes) for size, sizes in _SIZES.items()}
-    | {f"dinov2_vit{size}14_reg": ViTSpec(14, *sizes, registers=4, antialias=True) for size, sizes in _SIZES.items()}
+    {f"dinov2_vit{name}14": ViTSpec(14, *size) for name, size in _SIZES.items()}
+    | {f"dinov2_vit{name}14_reg": ViTSpec(14, *size, registers=4, antialias=True) for name, size in _SIZES.items()}
     | {
-        f"dinov3_vit{size}16": ViTSpec(16, *sizes, registers=4, table=None, epsilon=1e-5)
-        for size, sizes in _SIZES.items()
+        f"dinov3_vit{name}16": ViTSpec(16, *size, registers=4, table=None, epsilon=1e-5)
+        for name, size in _SIZES.items()
     }
 )
 

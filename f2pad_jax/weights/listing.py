@@ -9,11 +9,12 @@ from rich.table import Table
 
 from f2pad_jax.weights.loading import WeightStatus
 
+SHOWN = 8  # hexadecimal digits of a digest
 _HERE = {"package": "installed", "cache": "imported", "absent": "no"}
 
 
 def weights_table(found: Iterable[WeightStatus]) -> Table:
-    """One line per network: name, megabytes of the file where known, licence, where from, and whether it is here."""
+    """One line per network: name, megabytes, licence, digest where known, where from, and whether it is here."""
     table = Table(
         caption="f2pad weights fetch NAME, or import NAME FILE, brings what is not here",
         caption_style="dim",
@@ -23,12 +24,14 @@ def weights_table(found: Iterable[WeightStatus]) -> Table:
     table.add_column("name", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("licence", no_wrap=True)
+    table.add_column("SHA-256", no_wrap=True)
     table.add_column("where from", overflow="fold")
     table.add_column("here", no_wrap=True)
     for status in found:
         known = status.entry
         size = f"{known.size / 1e6:.0f}" if known.size else "?"
-        table.add_row(known.name, size, known.licence, known.origin, _HERE[status.origin])
+        digest = f"{known.sha256[:SHOWN]}…" if known.sha256 else "?"
+        table.add_row(known.name, size, known.licence, digest, known.origin, _HERE[status.origin])
     return table
 
 

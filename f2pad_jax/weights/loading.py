@@ -83,7 +83,9 @@ def load_extractor(name: str, *, weights: str | Path | None = None, precision: s
       name: `"efficientnet_lite0"` (24, 40 and 112 channels at strides 4, 8 and 16; its weights are a dependency);
         `"efficientnet_lite1"` to `"efficientnet_lite4"` and `"resnet18"` (64, 128 and 256 channels), `"resnet34"`,
         `"resnet50"` and `"wide_resnet50_2"` with the same strides; `"efficientnet_b0"` to `"efficientnet_b7"`
-        with strides 8, 16 and 32. Weights other than Lite0's are fetched or imported once, or given here.
+        with strides 8, 16 and 32; `"dinov2_vits14"`, `"dinov2_vits14_reg"` and `"dinov3_vits16"` (three maps of 384
+        channels at stride 14 or 16), and `vitb` (768) and `vitl` (1024) in place of `vits`. Weights other than
+        Lite0's are fetched or imported once, or given here.
       weights: as for `load_params`.
       precision: "parity", "fast" or "bf16", see `Extractor`.
 

@@ -28,7 +28,7 @@ class Entry:
       name: what users call the network.
       file: usual name of the source file.
       url: the source itself; the page that publishes it where it comes from the Hub or a package.
-      licence: SPDX identifier.
+      licence: SPDX identifier; "LicenseRef-DINOv3" is Meta's own DINOv3 License, for which SPDX has none.
       sha256: digest of the source, or as much of its beginning as is known; empty where nothing is.
       kind: what the network is for.
       size: bytes of the source, where known.

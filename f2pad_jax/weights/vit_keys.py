@@ -45,11 +45,7 @@ class Layout:
     placed: bool = True
 
 
-def _apart(query: str, key: str, value: str) -> dict[str, tuple[str, ...]]:
-    parts = (query, key, value)
-    return {"kernels": tuple(f"{part}.weight" for part in parts), "biases": tuple(f"{part}.bias" for part in parts)}
-
-
+_PARTS = ("query", "key", "value")
 _META = Layout(
     patch="patch_embed.proj",
     cls="cls_token",
@@ -71,7 +67,8 @@ _HUB = Layout(
     positions="embeddings.position_embeddings",
     blocks="encoder.layer.",
     norm="layernorm",
-    **_apart(*(f"attention.attention.{part}" for part in ("query", "key", "value"))),
+    kernels=tuple(f"attention.attention.{part}.weight" for part in _PARTS),
+    biases=tuple(f"attention.attention.{part}.bias" for part in _PARTS),
     layers={"proj": "attention.output.dense", "fc1": "mlp.fc1", "fc2": "mlp.fc2"},
     scales=("layer_scale1.lambda1", "layer_scale2.lambda1"),
 )
@@ -117,7 +114,7 @@ def convert(state: Mapping[str, np.ndarray], spec: ViTSpec) -> dict[str, Any]:
     """The parameter tree of an extractor, layer scales folded in float64 and stored in float32.
 
     Args:
-      state: arrays by the names of transformers' `Dinov2Model`, `Dinov2WithRegistersModel` or `DINOv3ViTModel`, of
+      state: arrays by the names of Hugging Face's `Dinov2Model`, `Dinov2WithRegistersModel` or `DINOv3ViTModel`, of
         timm, or of Meta's own files.
       spec: which network is expected.
 
