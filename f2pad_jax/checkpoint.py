@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import sweep, temporary_name
+from f2pad_jax.output import ASIDE, sweep, temporary_name
 
 Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 
@@ -67,7 +67,8 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
             sums = "".join(f"{digest}  {name}\n" for name, digest in _digests(fresh).items())
             (fresh / SUMS).write_text(sums, "utf-8")
             if folder.exists():
-                os.replace(folder, scratch / "old")
+                (scratch / ASIDE).mkdir()
+                os.replace(folder, scratch / ASIDE / folder.name)  # a kill after this: `sweep` puts it back
             os.replace(fresh, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -82,6 +83,8 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
     Raises:
       InputError: no such folder, of another kind or version, changed since it was written, or not finite.
     """
+    if not folder.exists():
+        sweep(folder.parent)  # a save that was killed may have set it aside
     if not folder.is_dir():
         raise InputError("no such folder", where=folder, hint=f"name the folder of a {kind}")
     if not is_checkpoint(folder, kind=kind):

@@ -19,6 +19,7 @@ from filelock import SoftFileLock, Timeout
 from f2pad_jax.errors import InputError
 
 LOCK = ".f2pad.lock"  # in a folder whose owner there is
+ASIDE = "old"  # in a temporary folder: what is to be replaced, under its name
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -45,11 +46,14 @@ def temporary_name(folder: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes of this machine left unfinished in a folder."""
+    """Removes what killed processes of this machine left unfinished in a folder, and puts back what they set aside."""
     for path in folder.glob(f".f2pad-{_host()}-*-*"):
         owner = path.name.split("-")[2]
         if owner.isdecimal() and not _runs(int(owner)):
             with suppress(OSError):  # another process may sweep as well
+                for kept in (path / ASIDE).glob("*"):
+                    if not (folder / kept.name).exists():
+                        os.replace(kept, folder / kept.name)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -187,9 +187,7 @@ def main() -> int:
         if name not in commands:
             parser.error(f"--command is one of {', '.join(commands)}")
     wrong = 0
-    print(
-        "| command | seconds | kills | pieces at the kill | done again | ended the same | files left |"
-    )
+    print("| command | seconds | kills | pieces at the kill | done again | ended the same | files left |")
     print("|---|---|---|---|---|---|---|")
     for name, command in commands.items():
         if name not in (arguments.command or commands):
