@@ -15,14 +15,15 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
-from f2pad_jax.data.decoding import split_page
+from f2pad_jax.data.decoding import shape_of, split_page
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
+from f2pad_jax.grouping import Budget, budget, groups
 from f2pad_jax.maps import map_of, read_map, refine
 from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
-from f2pad_jax.segmentation import Segmentation, group_size, segment
+from f2pad_jax.segmentation import Segmentation, segment
 
 RECORDS, COCO = "results.jsonl", "coco.json"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
@@ -39,6 +40,7 @@ def segment_files(
     maps: Mapping[str, Path] | None = None,
     options: Mapping[str, Any] | None = None,
     pixel_size: float | None = None,
+    memory: float | None = None,
     resume: bool = False,
     on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
@@ -58,6 +60,8 @@ def segment_files(
       maps: another detector's score maps by the stems of their pictures, in place of the model's own scores.
       options: further arguments of `segment`, or of `refine` where there are maps.
       pixel_size: side of a pixel in micrometres, for the measures of defects.
+      memory: most host memory of the process in GiB, by which fewer pictures are in memory together; the results are
+        the same. One that does not fit has failed.
       resume: whether pictures are passed over that are done already: by their record, its `key` and the files it names.
       on_failure: called with what is wrong with a picture, as soon as it is known.
 
@@ -73,12 +77,13 @@ def segment_files(
     earlier = _whole_records(out) if resume else {}
     records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
-    job = _Job(model, out, maps, options or {}, pixel_size)
+    limit = None if memory is None else budget(model, memory)
+    shapes = [model.shape if limit is None else shape_of(path) or model.shape for path in paths]
+    job = _Job(model, out, maps, options or {}, pixel_size, limit)
     with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
-        count = group_size(model)
-        for first in range(0, len(paths), count):
+        for members in groups(model, shapes, limit):
             todo = []
-            for place in range(first, min(first + count, len(paths))):
+            for place in members:
                 key, kept = _key(paths[place], made_by, maps), earlier.get(str(paths[place]), {})
                 records[place]["key"] = key
                 if key and (kept.get("key"), kept.get("mask")) == (key, f"{stems[place]}_mask.png"):
@@ -189,6 +194,7 @@ class _Job(NamedTuple):
     maps: Mapping[str, Path] | None
     options: Mapping[str, Any]
     pixel_size: float | None
+    limit: Budget | None
 
 
 def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
@@ -197,6 +203,8 @@ def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tup
     score_maps: list[np.ndarray] = []
     for index, (path, _) in enumerate(group):
         try:
+            if job.limit is not None:
+                job.limit.check(shape_of(path) or job.model.shape, where=path)
             image = read_image(path, white_level=job.model.white_level)
             if job.maps is not None:
                 score_maps.append(read_map(map_of(job.maps, path)))

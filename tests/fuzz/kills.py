@@ -37,10 +37,10 @@ CHUNKS = """
 import sys
 from f2pad_jax.startup import prepare_jax
 prepare_jax()
-from f2pad_jax import cli, segmentation
+from f2pad_jax import cli, grouping
 from f2pad_jax.experiments import runs
 from f2pad_jax.fills import training
-segmentation.GROUP, runs.CHUNK, training.SAVE_EVERY = 8, 2, 1.0
+grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 8, 2, 1.0
 sys.exit(cli.main(sys.argv[1:]))
 """
 
