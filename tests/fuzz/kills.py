@@ -126,10 +126,9 @@ def steps(folder: Path, kind: str) -> dict[str, bytes]:
     """The steps of an unfinished training; of flows the meta-epochs of all maps."""
     if not (folder / f"{kind}.json").is_file():
         return {}
-    tree = arrays(folder, kind)
+    tree = {name: leaf for name, leaf in arrays(folder, kind).items() if name != "facts"}
     last = {name.rpartition("/")[0]: name for name in sorted(tree, key=lambda name: (len(name), name))}
-    last.pop("facts", None)
-    counts = [int(np.frombuffer(tree[name], np.int32)[0]) for name in last.values() if name != "facts"]
+    counts = [int(np.frombuffer(tree[name], np.int32)[0]) for name in last.values()]
     return {f"step {number}": b"" for number in range(sum(counts))}
 
 
