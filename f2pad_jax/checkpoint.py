@@ -13,8 +13,10 @@ import json
 import logging
 import math
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,6 @@ Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 ARRAYS, SUMS = "arrays", "SHA256SUMS"
 MAX_JSON = 2**20
 MAX_ARRAYS = 16 * 2**30  # bytes that a table may announce
-
-# orbax warns that there is no OCDBT to join, which nobody asked for
-logging.getLogger("absl").addFilter(lambda record: "merge of OCDBT" not in record.getMessage())
 
 _DTYPES = frozenset({"float32", "int32", "uint8"})
 
@@ -66,7 +65,8 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
         try:
             fresh = scratch / "new"
             fresh.mkdir(parents=True)
-            with StandardCheckpointer(use_ocdbt=False) as checkpointer:  # OCDBT draws names of files at random
+            # OCDBT would draw names of files at random.
+            with _system_errors(), StandardCheckpointer(use_ocdbt=False) as checkpointer:
                 checkpointer.save((fresh / ARRAYS).absolute(), stored)
             _forget_when_and_where(fresh / ARRAYS)
             (fresh / f"{kind}.json").write_text(json.dumps(head, indent=1, allow_nan=False) + "\n", "utf-8")
@@ -81,6 +81,27 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
         sweep(folder.parent)
     except OSError as error:
         raise InputError(f"cannot be written ({error.strerror or error})", where=folder) from error
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Errors of the system as such, and no log of orbax, which raises what it logs."""
+    log = logging.getLogger("absl")
+    log.addFilter(_nothing)
+    try:
+        yield
+    except ValueError as error:  # of tensorstore, which names the system's number
+        number = re.search(r"os_error_code='(\d+)'", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    finally:
+        log.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    del record
+    return False
 
 
 def _forget_when_and_where(arrays: Path) -> None:
