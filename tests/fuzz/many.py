@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
-SIZE, TRAINING, DEFECTIVE = 64, 16, 40  # one picture in so many shows a defect
+SIZE, TRAINING, DEFECTIVE = 64, 64, 40  # one picture in so many shows a defect
 COUNTS = (200, 1000)  # pictures at which memory is told, beside the end
 GROWTH = 48  # MiB
 MODEL = ("--detector", "patchcore", "--extractor", "efficientnet_lite0", "--size", str(SIZE))
