@@ -4,7 +4,7 @@ Each command is first run to its end, on pictures made for the purpose. Then it 
 folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 8 pictures together,
 `experiment` 2, `train-mae` keeps its state every second, a training of flows after each meta-epoch. Printed is how much
 of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
-bytes, times aside, and what else it left. Exits with 1 where a piece was done again or bytes differ.
+bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done again or bytes differ.
 """
 
 from __future__ import annotations
@@ -185,11 +185,13 @@ def main() -> int:
     for name in arguments.command or ():
         if name not in commands:
             parser.error(f"--command is one of {', '.join(commands)}")
+    ended = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     wrong = 0
     print("| command | seconds | kills | pieces at the kill | done again | ended the same | files left |")
     print("|---|---|---|---|---|---|---|")
     for name, command in commands.items():
-        if name not in (arguments.command or commands):
+        if ended or name not in (arguments.command or commands):
             continue
         lasts, reference = 0.0, work / "whole"
         for _ in range(2):  # the first one compiles
@@ -200,6 +202,8 @@ def main() -> int:
             lasts = time.monotonic() - began
         wanted, same, done, again, stray = command.read(reference), 0, [], 0, 0
         for number in range(arguments.kills):
+            if ended:
+                break
             place = work / str(number)
             place.mkdir()
             run = start(work, place, command.words)
@@ -214,10 +218,10 @@ def main() -> int:
             same += command.read(place) == wanted
             stray += len([path for path in place.rglob(".*")])
             shutil.rmtree(place)
-        wrong += arguments.kills - same + again + stray
+        wrong += len(done) - same + again + stray
         pieces = f"{', '.join(str(each) for each in sorted(done))} of {command.whole}"
-        ended = f"{same} of {arguments.kills}"
-        print(f"| `{name}` | {lasts:.0f} | {arguments.kills} | {pieces} | {again} | {ended} | {stray} |", flush=True)
+        alike = f"{same} of {len(done)}"
+        print(f"| `{name}` | {lasts:.0f} | {len(done)} | {pieces} | {again} | {alike} | {stray} |", flush=True)
         shutil.rmtree(reference)
     shutil.rmtree(work)
     return int(wrong > 0)
