@@ -4,7 +4,8 @@ Each command is first run to its end, on pictures made for the purpose. Then it 
 folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 8 pictures together,
 `experiment` 2, `train-mae` keeps its state every second, a training of flows after each meta-epoch. Printed is how much
 of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
-bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done again or bytes differ.
+bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done
+again, bytes differ, or something is left.
 """
 
 from __future__ import annotations
