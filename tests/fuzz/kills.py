@@ -1,7 +1,7 @@
 """`python tests/fuzz/kills.py --kills N`: commands that are killed (SIGKILL) at random moments, and run again.
 
 Each command is first run to its end, on pictures made for the purpose. Then it is killed N times, each time in a new
-folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 8 pictures together,
+folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 4 pictures together,
 `experiment` 2, `train-mae` keeps its state every second, a training of flows after each meta-epoch. Printed is how much
 of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
 bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done
@@ -28,12 +28,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TRAINING, PICTURES, SIZE = 10, 24, 64
+TRAINING, PICTURES, SIZE = 10, 12, 64
 TIMES = ("seconds", "fit_seconds", "tune_seconds", "time", "sha256")  # and the digests of what has them
 NETWORK = ("--extractor", "efficientnet_lite0", "--size", str(SIZE))
 MODEL = ("fit", "set/brick", "--detector", "patchcore", *NETWORK)
 FLOWS = ("fit", "set/brick", "--detector", "cflow", *NETWORK, "--option", "epochs=8")
-TABLE = ("experiment", "table1", "--category", "brick", "--detector", "padim", "--images", "8", "--untuned")
+TABLE = ("experiment", "table1", "--category", "brick", "--detector", "padim", "--images", "4", "--untuned")
 CHUNKS = """
 import sys
 from f2pad_jax.startup import prepare_jax
@@ -41,7 +41,7 @@ prepare_jax()
 from f2pad_jax import cli, grouping
 from f2pad_jax.experiments import runs
 from f2pad_jax.fills import training
-grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 8, 2, 1.0
+grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 4, 2, 1.0
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -181,7 +181,7 @@ def main() -> int:
             lambda place: arrays(place / "cache/weights/resnet18", "weights"),
             there("cache/weights/resnet18"),
         ),
-        "experiment": Command((*TABLE, "--out", "{out}"), content, parts, 8),
+        "experiment": Command((*TABLE, "--out", "{out}"), content, parts, 4),
     }
     for name in arguments.command or ():
         if name not in commands:
