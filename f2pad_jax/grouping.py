@@ -18,7 +18,7 @@ GROUP = 32  # pictures of at most `USUAL` pixels that are in memory at a time
 USUAL = 2**18
 GIB = 2**30
 RUNTIME = int(0.85 * GIB)  # Python, JAX, compiled code and what the allocator keeps, as measured
-OWN, WORKED, STEP = 48, 160, 256  # bytes a pixel: of a picture and its result, at the model's shape, of a lane
+OWN, WORKED, STEP = 80, 160, 256  # bytes a pixel: of a picture and its result, at the model's shape, of a lane
 
 
 class Budget(NamedTuple):
@@ -60,8 +60,8 @@ def budget(model: Model, memory: float) -> Budget:
     Shared by all pictures are the program (`RUNTIME`), the arrays of the model, once as they are and once for each
     device of a CPU, and on a CPU a lane for each device: what the pass back through the extractor keeps of the pass
     forward, and `STEP` bytes a pixel. Each picture has its feature maps, `WORKED` bytes for each pixel of the model's
-    shape (x, n⁽⁰⁾, the fill and their like in float32), and `OWN` bytes for each of its own pixels (its file and its
-    results).
+    shape (x, n⁽⁰⁾, the fill and their like in float32), and `OWN` bytes for each of its own pixels (the picture and its
+    results, twice, because a group is written while the next is solved).
 
     Args:
       model: as fitted or tuned.
