@@ -49,7 +49,7 @@ def segment_files(
 
     While a group is solved, a second thread writes the one before: `<stem>_mask.png`, `<stem>_normal.png`,
     `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and `<stem>_refined.tiff` of each picture, and a line of
-    `results.jsonl` as each is done. At the end the lines are sorted, and `coco.json` has all defects as a COCO data set.
+    `results.jsonl` as each is done. At the end the lines are sorted, and `coco.json` has all defects as a COCO set.
     Pictures that share a stem are told apart by the names of their folders. Whatever goes wrong with a picture loses
     none of the others.
 
