@@ -141,6 +141,12 @@ def user_cache() -> Path:
     return path
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder of the cache, and those it lies in, for the user alone."""
+    for directory in (folder.parent.parent, folder.parent, folder):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Makes a folder for results where it does not exist yet, and removes what killed processes left in it.
 

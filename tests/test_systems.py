@@ -25,7 +25,7 @@ from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import save_model
-from f2pad_jax.output import make_folder, owned
+from f2pad_jax.output import make_folder, make_private, owned
 from f2pad_jax.segmentation import Segmentation
 from f2pad_jax.startup import prepare_jax
 from f2pad_jax.weights import cache
@@ -94,7 +94,7 @@ def test_disks_that_are_full_or_read_only_are_one_line_each(tmp_path: Path) -> N
 def test_a_cache_has_one_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("F2PAD_CACHE", str(tmp_path))
     arrays = {"x": np.zeros(1, np.float32)}
-    cache.make_private(tmp_path / "weights")
+    make_private(tmp_path / "weights")
     with owned(tmp_path / "weights"), pytest.raises(InputError, match=f"process {os.getpid()} on .* writes there"):
         cache.store("resnet18", arrays, source="f", digest="0" * 64)
     cache.store("resnet18", arrays, source="f", digest="0" * 64)

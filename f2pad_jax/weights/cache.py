@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from f2pad_jax.checkpoint import check_arrays, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import owned, user_cache
+from f2pad_jax.output import make_private, owned, user_cache
 from f2pad_jax.schemas import Digest, Facts, read_facts
 
 KIND, VERSION = "weights", 1
@@ -36,12 +36,6 @@ def cache_folder() -> Path:
 def download_folder(name: str) -> Path:
     """Where a network's source file lies while it is fetched."""
     return cache_folder().parent / "downloads" / name
-
-
-def make_private(folder: Path) -> None:
-    """Makes a folder of the cache, and those it lies in, for the user alone."""
-    for directory in (folder.parent.parent, folder.parent, folder):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def cached(name: str) -> Path | None:

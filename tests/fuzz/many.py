@@ -61,6 +61,8 @@ def main() -> int:
     command = subprocess.Popen([*f2pad, "segment", "model", "pictures", "--out", "out", *limit], cwd=work)
     lines, highest, moments = work / "out/results.jsonl", dict[int, float](), [(0.0, 0)]
     counts = [count for count in COUNTS if count < arguments.pictures] + [arguments.pictures]
+    print("| pictures | highest resident memory, MiB |\n|---|---|")
+    told = 0
     while command.poll() is None:
         time.sleep(0.1)
         done, held = lines.read_bytes().count(b"\n") if lines.is_file() else 0, resident(command.pid)
@@ -69,10 +71,11 @@ def main() -> int:
         for count in counts:
             if done <= count:
                 highest[count] = max(highest.get(count, 0.0), held)
+        while done > counts[told]:
+            print(f"| {counts[told]} | {highest[counts[told]]:.0f} |", flush=True)
+            told += 1
     records = [json.loads(line) for line in lines.read_text("utf-8").splitlines()]
-    print("| pictures | highest resident memory, MiB |\n|---|---|")
-    for count in counts:
-        print(f"| {count} | {highest[count]:.0f} |")
+    print(f"| {counts[-1]} | {highest[counts[-1]]:.0f} |")
     (first, begun), (last, ended) = moments[1], moments[-1]
     solving, wall = sum(record["seconds"] for record in records[begun:ended]), last - first
     speeds = f"{(ended - begun) / wall:.1f} pictures a second; the solver alone {(ended - begun) / solving:.1f}"
