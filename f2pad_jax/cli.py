@@ -105,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
             help="of the category's folder: mvtec, mvtec2, btad, visa, realiad, kolektor or dagm (as it looks)",
         )
 
+    def memory(to: argparse.ArgumentParser, text: str) -> None:
+        to.add_argument("--memory", type=_positive, metavar="GIB", help=f"most memory of this machine to take; {text}")
+
     def white_level(to: argparse.ArgumentParser) -> None:
         to.add_argument(
             "--white-level",
@@ -211,6 +214,7 @@ def parser() -> argparse.ArgumentParser:
         help="start the solve from a masked autoencoder: a folder of train-mae, or imported weights such as "
         "mae_vit_base (licence CC-BY-NC-4.0)",
     )
+    memory(fit, "a fit that would take more is refused")
     layout(fit)
     white_level(fit)
     seed(fit)
@@ -268,6 +272,7 @@ def parser() -> argparse.ArgumentParser:
     segment.add_argument(
         "--resume", action="store_true", help="pass over pictures that an earlier run into DIR has done"
     )
+    memory(segment, "with less, fewer pictures are solved together")
     weights(segment)
 
     page = command("report", "write one HTML file about a folder of results, to look through them")
@@ -281,6 +286,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--oracle", action="store_true", help="first tune on these very test pictures, as the paper does"
     )
+    memory(evaluate, "with less, fewer pictures are solved together")
     weights(evaluate)
     layout(evaluate)
 

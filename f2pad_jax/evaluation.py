@@ -38,6 +38,7 @@ def evaluate(
     dataset: str,
     category: str,
     unread: Sequence[tuple[str, InputError]] = (),
+    memory: float | None = None,
 ) -> Evaluation:
     """Segments every image and compares the masks of the backbone and of F2PAD with the truth.
 
@@ -53,14 +54,15 @@ def evaluate(
       dataset: name for the record.
       category: name for the record.
       unread: name and error of test pictures that could not even be read, for the record.
+      memory: as for `segment`.
 
     Raises:
-      InputError: as for `check_masks`.
+      InputError: as for `check_masks` and `segment`.
     """
     if model.roi is not None:
         masks = masks & resize_mask(model.roi, masks.shape[1:])
     check_masks(masks, category)
-    results = segment(model, list(images), title=f"segment {category}")
+    results = segment(model, list(images), memory=memory, title=f"segment {category}")
     facts = describe(model, dataset=dataset, category=category)
     run = measure(facts, results, masks, names, unread=unread)
     return Evaluation(run | {"warnings": doubts.of_results(results, np.asarray(masks.any(axis=(1, 2))))}, results)
@@ -75,6 +77,7 @@ def evaluate_images(
     dataset: str,
     category: str,
     unread: Sequence[tuple[str, InputError]] = (),
+    memory: float | None = None,
 ) -> Evaluation:
     """`evaluate` of pictures without masks: how well their highest scores tell good from defective ones.
 
@@ -86,16 +89,17 @@ def evaluate_images(
       dataset: name for the record.
       category: name for the record.
       unread: as for `evaluate`.
+      memory: as for `segment`.
 
     Returns:
       `run` has `image_auroc` and `image_f1max` alone under "backbone" and "f2pad", and for each picture whether it is
       taken for defective.
 
     Raises:
-      InputError: as for `check_kinds`.
+      InputError: as for `check_kinds` and `segment`.
     """
     check_kinds(defective, category)
-    results = segment(model, list(images), title=f"segment {category}")
+    results = segment(model, list(images), memory=memory, title=f"segment {category}")
     scores = {
         "backbone": np.array([result.score_map.max() for result in results]),
         "f2pad": np.array([result.refined_map.max() for result in results]),

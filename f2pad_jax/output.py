@@ -19,6 +19,7 @@ from filelock import SoftFileLock, Timeout
 from f2pad_jax.errors import InputError
 
 LOCK = ".f2pad.lock"  # in a folder whose owner there is
+ASIDE = "old"  # in a temporary folder: what is to be replaced, under its name
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -54,7 +55,8 @@ def replaced(folder: Path) -> Iterator[Path]:
             fresh.mkdir(parents=True)
             yield fresh
             if folder.exists():
-                os.replace(folder, scratch / "old")
+                (scratch / ASIDE).mkdir()
+                os.replace(folder, scratch / ASIDE / folder.name)  # a kill after this: `sweep` puts it back
             os.replace(fresh, folder)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -69,11 +71,14 @@ def temporary_name(folder: Path) -> Path:
 
 
 def sweep(folder: Path) -> None:
-    """Removes what killed processes of this machine left unfinished in a folder."""
+    """Removes what killed processes of this machine left unfinished in a folder, and puts back what they set aside."""
     for path in folder.glob(f".f2pad-{_host()}-*-*"):
         owner = path.name.split("-")[2]
         if owner.isdecimal() and not _runs(int(owner)):
             with suppress(OSError):  # another process may sweep as well
+                for kept in (path / ASIDE).glob("*"):
+                    if not (folder / kept.name).exists():
+                        os.replace(kept, folder / kept.name)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
@@ -159,6 +164,12 @@ def user_cache() -> Path:
     if not path.is_absolute():  # "~" stays as it is where there is no home
         raise InputError("there is no home folder for the cache", hint="name a folder in F2PAD_CACHE")
     return path
+
+
+def make_private(folder: Path) -> None:
+    """Makes a folder of the cache, and those it lies in, for the user alone."""
+    for directory in (folder.parent.parent, folder.parent, folder):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,14 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
-from f2pad_jax.data.decoding import split_page
+from f2pad_jax.data.decoding import shape_of, split_page
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
+from f2pad_jax.grouping import Budget, budget, groups
 from f2pad_jax.maps import map_of, read_map, refine
 from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
-from f2pad_jax.segmentation import Segmentation, group_size, segment
+from f2pad_jax.segmentation import Segmentation, segment
 
 RECORDS, COCO = "results.jsonl", "coco.json"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
@@ -39,16 +41,17 @@ def segment_files(
     maps: Mapping[str, Path] | None = None,
     options: Mapping[str, Any] | None = None,
     pixel_size: float | None = None,
+    memory: float | None = None,
     resume: bool = False,
     on_failure: Callable[[InputError], None],
 ) -> list[dict[str, Any]]:
     """Segments picture files into an existing folder.
 
-    Writes `<stem>_mask.png`, `<stem>_normal.png`, `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and
-    `<stem>_refined.tiff` for each, and adds a line to `results.jsonl` as each is done; at the end the lines are sorted,
-    and `coco.json` has all defects as a COCO data set.
-    Pictures that share a stem are told apart by the names of their folders. Whatever goes wrong with a picture
-    loses none of the others.
+    While a group is solved, a second thread writes the one before: `<stem>_mask.png`, `<stem>_normal.png`,
+    `<stem>_panel.png` and, in float32, `<stem>_score.tiff` and `<stem>_refined.tiff` of each picture, and a line of
+    `results.jsonl` as each is done. At the end the lines are sorted, and `coco.json` has all defects as a COCO set.
+    Pictures that share a stem are told apart by the names of their folders. Whatever goes wrong with a picture loses
+    none of the others.
 
     Args:
       model: as fitted or tuned.
@@ -58,6 +61,8 @@ def segment_files(
       maps: another detector's score maps by the stems of their pictures, in place of the model's own scores.
       options: further arguments of `segment`, or of `refine` where there are maps.
       pixel_size: side of a pixel in micrometres, for the measures of defects.
+      memory: most host memory of the process in GiB, by which fewer pictures are in memory together; the results are
+        the same. One that does not fit has failed.
       resume: whether pictures are passed over that are done already: by their record, its `key` and the files it names.
       on_failure: called with what is wrong with a picture, as soon as it is known.
 
@@ -73,12 +78,27 @@ def segment_files(
     earlier = _whole_records(out) if resume else {}
     records: list[dict[str, Any]] = [{"image": str(path)} for path in paths]
     write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
-    job = _Job(model, out, maps, options or {}, pixel_size)
-    with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar:
-        count = group_size(model)
-        for first in range(0, len(paths), count):
+    limit = None if memory is None else budget(model, memory)
+    shapes = [model.shape if limit is None else shape_of(path) or model.shape for path in paths]
+    job = _Job(model, out, maps, options or {}, pixel_size, limit)
+
+    def finish(places: Sequence[int], found: Sequence[tuple[int, Found]]) -> None:
+        for index, each in found:
+            place = places[index]
+            facts = each if isinstance(each, InputError) else _written(job, paths[place], stems[place], *each)
+            if isinstance(facts, InputError):
+                on_failure(facts)
+                facts = {"status": "failed", "error": str(facts)}
+            records[place] |= facts
+            append_line(lines, records[place])
+            bar.update()
+
+    # Drawing takes a few hundredths of a second a picture: the next group is solved meanwhile.
+    with tqdm(total=len(paths), desc="segment", unit="image", disable=None) as bar, ThreadPoolExecutor(1) as writer:
+        writing = writer.submit(finish, [], [])
+        for members in groups(model, shapes, limit):
             todo = []
-            for place in range(first, min(first + count, len(paths))):
+            for place in members:
                 key, kept = _key(paths[place], made_by, maps), earlier.get(str(paths[place]), {})
                 records[place]["key"] = key
                 if key and (kept.get("key"), kept.get("mask")) == (key, f"{stems[place]}_mask.png"):
@@ -86,14 +106,10 @@ def segment_files(
                     bar.update()
                 else:
                     todo.append(place)
-            group = [(paths[place], stems[place]) for place in todo]
-            for index, found in _segment_group(job, group):
-                if isinstance(found, InputError):
-                    on_failure(found)
-                    found = {"status": "failed", "error": str(found)}
-                records[todo[index]] |= found
-                append_line(lines, records[todo[index]])
-                bar.update()
+            found = list(_segment_group(job, [paths[place] for place in todo]))
+            writing.result()  # no more than two groups are in memory
+            writing = writer.submit(finish, todo, found)
+        writing.result()
     write_bytes(lines, "".join(map(json_line, records)).encode())
     write_bytes(out / COCO, json_line(coco(records)).encode())
     return records
@@ -189,14 +205,20 @@ class _Job(NamedTuple):
     maps: Mapping[str, Path] | None
     options: Mapping[str, Any]
     pixel_size: float | None
+    limit: Budget | None
 
 
-def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tuple[int, dict[str, Any] | InputError]]:
-    """Pictures that are solved together: index in the group, and facts or what is wrong, as each is done."""
+Found = tuple[np.ndarray, Segmentation] | InputError  # a picture and what was found in it, or what is wrong with it
+
+
+def _segment_group(job: _Job, group: Sequence[Path]) -> Iterator[tuple[int, Found]]:
+    """Pictures that are solved together: index in the group, and what was found."""
     images: dict[int, np.ndarray] = {}
     score_maps: list[np.ndarray] = []
-    for index, (path, _) in enumerate(group):
+    for index, path in enumerate(group):
         try:
+            if job.limit is not None:
+                job.limit.check(shape_of(path) or job.model.shape, where=path)
             image = read_image(path, white_level=job.model.white_level)
             if job.maps is not None:
                 score_maps.append(read_map(map_of(job.maps, path)))
@@ -211,7 +233,7 @@ def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tup
             results = refine(job.model, pictures, score_maps, **job.options)
     except Exception as error:
         if len(group) == 1:
-            yield 0, _told(error, group[0][0])
+            yield 0, _told(error, group[0])
             return
         # One of them is to blame, or all together were too much: each has its own chance.
         for index in images:
@@ -219,11 +241,15 @@ def _segment_group(job: _Job, group: Sequence[tuple[Path, str]]) -> Iterator[tup
                 yield index, found
         return
     for (index, image), result in zip(images.items(), results, strict=True):
-        path, stem = group[index]
-        try:
-            yield index, _write_result(job, path, image, result, stem)
-        except Exception as error:
-            yield index, _told(error, path)
+        yield index, (image, result)
+
+
+def _written(job: _Job, path: Path, stem: str, image: np.ndarray, result: Segmentation) -> dict[str, Any] | InputError:
+    """The facts of a picture whose files are written, or what went wrong."""
+    try:
+        return _write_result(job, path, image, result, stem)
+    except Exception as error:
+        return _told(error, path)
 
 
 def _told(error: Exception, path: Path) -> InputError:

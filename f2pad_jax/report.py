@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,6 +21,7 @@ from f2pad_jax.evaluation import gap_closed
 from f2pad_jax.tiles import BACKBONE, HEIGHT, PAGE, REFINED, Tile, draw_tiles
 
 LABEL = 24  # characters that fit beside a row
+REPLACED = "\N{REPLACEMENT CHARACTER}"  # a sign that cannot be drawn
 LONG = 3.0  # longer over shorter side of pictures that are drawn otherwise
 MOST = 1600  # pixels of the longer side that are drawn
 SLIMMEST = 50  # longer over shorter side up to which pictures are drawn in their own shape
@@ -83,9 +85,7 @@ def draw(rows: Sequence[Row]) -> Figure:
 def png(figure: Figure) -> bytes:
     """The figure as the bytes of a PNG file."""
     buffer = io.BytesIO()
-    with warnings.catch_warnings():  # a sign that no font has is drawn as a box
-        warnings.filterwarnings("ignore", "Glyph .* missing", UserWarning)
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -130,8 +130,14 @@ def _mean(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def _label(text: str) -> str:
     """The end of a name, of signs that can be drawn."""
-    shown = "".join(sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in text)
+    shown = "".join(sign if sign.isprintable() and ord(sign) in _signs() else REPLACED for sign in text)
     return shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}"
+
+
+@cache
+def _signs() -> frozenset[int]:
+    """The signs that the font of figures has; matplotlib would warn of others, in whatever thread draws."""
+    return frozenset(get_font(findfont(FontProperties())).get_charmap())
 
 
 def _tiles(row: Row) -> list[Tile]:

@@ -18,14 +18,12 @@ from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
+from f2pad_jax.grouping import budget, groups
 from f2pad_jax.interest import check_roi, lowest_outside
 from f2pad_jax.model import Model, Sight, look
 from f2pad_jax.outcomes import Outcome, read_off, refined_map
 from f2pad_jax.preparing import Plan, Start, locate, plan, plan_estimation
 from f2pad_jax.solving import find_solutions
-
-GROUP = 32  # pictures of at most `USUAL` pixels that are in memory at a time
-USUAL = 2**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +87,7 @@ def segment(
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
+    memory: float | None = None,
     title: str | None = None,
 ) -> Segmentation: ...
 @overload
@@ -99,6 +98,7 @@ def segment(
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
+    memory: float | None = None,
     title: str | None = None,
 ) -> list[Segmentation]: ...
 @overload
@@ -109,6 +109,7 @@ def segment(
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
+    memory: float | None = None,
     title: str | None = None,
 ) -> Any: ...
 def segment(
@@ -118,6 +119,7 @@ def segment(
     roi: np.ndarray | None = None,
     grow: bool = False,
     smallest_defect: int = 0,
+    memory: float | None = None,
     title: str | None = None,
 ) -> Segmentation | list[Segmentation]:
     """Finds the anomaly of a picture of any size, or of each of many; the work is done at the model's shape.
@@ -135,14 +137,16 @@ def segment(
       grow: whether regions grow where the recovered picture still scores high at their border.
       smallest_defect: pixels of the picture below which a piece of the mask is left out, and what stands out there
         does not count.
+      memory: most host memory of the process in GiB, by which fewer pictures are solved together; see
+        `grouping.budget`.
       title: of a progress bar; none without.
 
     Returns:
       A `Segmentation` of a picture, or a list of them.
 
     Raises:
-      InputError: no such pictures, or the region of interest is empty; a KindError, which is a TypeError as well, where
-        pictures are of another kind.
+      InputError: no such pictures, they do not fit into `memory`, or the region of interest is empty; a KindError,
+        which is a TypeError as well, where pictures are of another kind.
 
     Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
@@ -155,7 +159,9 @@ def segment(
         model = replace(model, roi=check_roi(roi))
     results: list[Segmentation] = []
     if model.windowed:
-        for image in tqdm(pictures, desc=title, unit="image", leave=False, disable=None if title else True):
+        singles = list(_groups(model, pictures, memory))
+        for (index,) in tqdm(singles, desc=title, unit="image", leave=False, disable=None if title else True):
+            image = pictures[index]
             began = time.perf_counter()
             found = segment_windows(model, image, grow=grow)
             found = replace(found, seconds=time.perf_counter() - began)
@@ -166,6 +172,7 @@ def segment(
         pictures,
         lambda alike, _: segment_alike(model, alike, grow=grow, title=title),
         smallest_defect=smallest_defect,
+        memory=memory,
     )
     return results[0] if single else results
 
@@ -176,6 +183,7 @@ def in_groups(
     solve: Callable[[np.ndarray, slice], list[Segmentation]],
     *,
     smallest_defect: int,
+    memory: float | None = None,
 ) -> list[Segmentation]:
     """Results at the sizes of the pictures, of which as many as memory allows are solved together.
 
@@ -184,10 +192,11 @@ def in_groups(
       pictures: uint8 RGB (H, W, 3), of any sizes.
       solve: of pictures brought to the model's shape, (N, H, W, 3), and of which of all pictures these are.
       smallest_defect: as for `segment`.
+      memory: as for `segment`.
     """
-    results, count = [], group_size(model)
-    for first in range(0, len(pictures), count):
-        which = slice(first, first + count)
+    results = []
+    for group in _groups(model, pictures, memory):
+        which = slice(group.start, group.stop)
         began = time.perf_counter()
         solved = solve(np.stack([resize_image(image, model.shape) for image in pictures[which]]), which)
         seconds = (time.perf_counter() - began) / len(solved)
@@ -197,11 +206,9 @@ def in_groups(
     return results
 
 
-def group_size(model: Model) -> int:
-    """How many pictures are in memory at a time."""
-    if model.windowed:
-        return 1
-    return max(1, min(GROUP, GROUP * USUAL // (model.shape[0] * model.shape[1])))
+def _groups(model: Model, pictures: Sequence[np.ndarray], memory: float | None) -> Iterator[range]:
+    shapes = [(image.shape[0], image.shape[1]) for image in pictures]
+    return groups(model, shapes, None if memory is None else budget(model, memory), kept=True)
 
 
 def segment_alike(

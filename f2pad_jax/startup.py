@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import user_cache
+from f2pad_jax.output import make_private, user_cache
 
 SWITCH = "F2PAD_COMPILE_CACHE"  # environment variable; "0" turns the cache off
 LARGEST = 2**30  # bytes of compiled code that are kept
@@ -24,7 +24,7 @@ def prepare_jax() -> None:
     try:
         folder = compile_cache()
         # Whoever can write there can make us run code: nobody but the user may.
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         folder.chmod(0o700)
     except (InputError, OSError):
         return  # no cache is slower and as right

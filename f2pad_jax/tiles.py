@@ -22,6 +22,7 @@ BACKBONE, REFINED = "#ff9f1c", "#16c79a"  # fills of the two masks
 MANY = 9  # columns from which on texts are smaller
 
 _LABEL, _HEAD, _LINE = 0.24, 0.23, 0.14  # margins for labels, names of columns and captions, inches
+_PAD = 3 / 72  # between a picture and the name above it, inches
 
 
 class Tile(NamedTuple):
@@ -81,6 +82,9 @@ def draw_tiles(
     step = height + GAP + (_LINE if _captioned(rows) else 0.0)
     whole = margin + spans.sum() + GAP * len(spans), head + len(rows) * step
     figure = new_figure(*whole)
+    axes = figure.add_axes((0, 0, 1, 1))  # one for all: making axes takes longer than drawing a picture
+    axes.set(xlim=(0, whole[0]), ylim=(0, whole[1]), autoscale_on=False)
+    axes.set_axis_off()
     size = 6 if len(spans) >= MANY else 7
     for number, row in enumerate(rows):
         bottom = whole[1] - head - number * step - height
@@ -91,12 +95,12 @@ def draw_tiles(
             figure.text(*place, labels[number], rotation=90, ha="center", va="center", **style)
         left = margin
         for column, (tile, span) in enumerate(zip(row, spans, strict=True)):
-            axes = figure.add_axes((left / whole[0], bottom / whole[1], span / whole[0], height / whole[1]))
-            paint(axes, tile, height)
+            paint(axes, tile, (left, bottom, span, height))
+            middle = left + span / 2
             if number == 0 and any(columns):
-                axes.set_title(columns[column], fontsize=size, pad=3)
+                axes.text(middle, bottom + height + _PAD, columns[column], fontsize=size, ha="center", va="baseline")
             if tile.caption:
-                place = ((left + span / 2) / whole[0], (bottom - _LINE / 2) / whole[1])
+                place = (middle / whole[0], (bottom - _LINE / 2) / whole[1])
                 figure.text(*place, tile.caption, fontsize=size - 0.5, ha="center", va="center")
             left += span + GAP
     return figure
@@ -106,25 +110,27 @@ def _captioned(rows: Sequence[Sequence[Tile]]) -> bool:
     return any(tile.caption for row in rows for tile in row)
 
 
-def paint(axes: Axes, tile: Tile, height: float) -> None:
-    """Draws a picture into axes of this height, in inches."""
+def paint(axes: Axes, tile: Tile, place: tuple[float, float, float, float]) -> None:
+    """Draws a picture into axes whose unit is an inch: left, bottom, width and height of its place."""
+    left, bottom, width, height = place
+    extent = left, left + width, bottom, bottom + height
     scale = min(1.0, height * DPI / tile.picture.shape[0])  # matplotlib enlarges well, and does not shrink well
     shape = round(scale * tile.picture.shape[0]), max(1, round(scale * tile.picture.shape[1]))
     picture = resize_image(tile.picture, shape)
     if tile.mask is not None:
         picture = _masked(picture, resize_mask(tile.mask, shape), tile.colour)
-    axes.imshow(picture, interpolation="nearest")
-    axes.set_axis_off()
+    axes.imshow(picture, interpolation="nearest", extent=extent, aspect="auto")
     outline = None if tile.truth is None else resize_mask(tile.truth, shape)
     if outline is not None and outline.any() and not outline.all():
-        axes.contour(outline, levels=[0.5], colors="black" if tile.mask is not None else "white", linewidths=0.7)
+        colour = "black" if tile.mask is not None else "white"
+        axes.contour(outline, levels=[0.5], colors=colour, linewidths=0.7, extent=extent, origin="upper")
     if tile.box is not None:
-        top, left, side = (scale * length for length in tile.box)
-        corners = np.array([0, side, side, 0, 0]), np.array([0, 0, side, side, 0])
-        axes.plot(corners[0] + left, corners[1] + top, color="white", linewidth=1)
+        top, first, side = (length * height / tile.picture.shape[0] for length in tile.box)
+        across, down = np.array([0, side, side, 0, 0]) + first, np.array([0, 0, side, side, 0]) + top
+        axes.plot(left + across, bottom + height - down, color="white", linewidth=1)
     if tile.badge:
         axes.text(
-            0.03, 0.035, tile.badge, transform=axes.transAxes, fontsize=7, color="white", weight="bold",
+            left + 0.03 * width, bottom + 0.035 * height, tile.badge, fontsize=7, color="white", weight="bold",
             bbox={"boxstyle": "round,pad=0.25", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
         )  # fmt: skip
 

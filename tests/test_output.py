@@ -55,6 +55,34 @@ def test_saving_sweeps_beside_its_target(tmp_path: Path) -> None:
         assert not left.exists()
 
 
+@pytest.mark.parametrize("first", ["load", "sweep"])
+def test_a_kill_between_two_renames_loses_nothing(first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A save that replaces an older one is killed when that is set aside and the new one not yet in its place."""
+
+    def save(value: float) -> None:
+        save_arrays(tmp_path / "m", {"x": np.full(1, value, np.float32)}, {}, kind="model", version=1)
+
+    save(1)
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        replace(source, target)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        patch.setattr("shutil.rmtree", lambda *_, **__: None)
+        with pytest.raises(KeyboardInterrupt):
+            save(2)
+    assert not (tmp_path / "m").exists()
+    (scratch,) = tmp_path.iterdir()
+    scratch.rename(tmp_path / scratch.name.replace(f"-{os.getpid()}-", f"-{_dead()}-"))
+    if first == "sweep":
+        make_folder(tmp_path)
+    assert load_arrays(tmp_path / "m", kind="model", version=1)[0]["x"] == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
 OWN = "import sys; from pathlib import Path; from f2pad_jax.output import owned\nwith owned(Path(sys.argv[1])): pass"
 
 

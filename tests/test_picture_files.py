@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 from results import a_result
 
-from f2pad_jax import picture_files, segmentation
+from f2pad_jax import grouping, picture_files
 from f2pad_jax.console import plain, prepare_console
 from f2pad_jax.data.images import read_image, write_png
 from f2pad_jax.errors import LONGEST, InputError
@@ -117,7 +117,7 @@ def test_a_picture_that_fails_takes_no_other_with_it(
 def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(segmentation, "GROUP", 2)
+    monkeypatch.setattr(grouping, "GROUP", 2)
     paths = [_picture(tmp_path / f"{k}.png", k) for k in range(6)]
     whole, _ = _segment(paths, tmp_path / "whole")
     write, done = picture_files._write_result, []

@@ -31,7 +31,7 @@ def _drawn(rows: list[report.Row]) -> np.ndarray:
 
 def _texts(rows: list[report.Row]) -> list[str]:
     figure = report.draw(rows)
-    return [text.get_text() for axes in figure.axes for text in (axes.title, *axes.texts)]
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
 
 
 def test_columns_and_agreement_are_named() -> None:

@@ -27,6 +27,7 @@ from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.errors import InputError, KindError
 from f2pad_jax.fills import matching
 from f2pad_jax.fitting import fit, synthetic_anomalies
+from f2pad_jax.grouping import GROUP
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
 from f2pad_jax.networks.extractor import Extractor
@@ -499,9 +500,9 @@ def test_many_pictures_are_worked_on_in_groups(
 
     monkeypatch.setattr(segmentation, "segment_alike", counted)
     calm = at_threshold(model, 1e9)
-    results = segment(calm, [images[0]] * (segmentation.GROUP + 2))
-    assert seen == [segmentation.GROUP, 2]
-    assert len(results) == segmentation.GROUP + 2
+    results = segment(calm, [images[0]] * (GROUP + 2))
+    assert seen == [GROUP, 2]
+    assert len(results) == GROUP + 2
     assert {result.status for result in results} == {"normal"}
 
 

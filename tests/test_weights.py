@@ -11,7 +11,6 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,7 @@ import pytest
 import skimage.data
 from PIL import Image
 from safetensors.numpy import save as save_safetensors
+from states import folded_state, random_state
 
 from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.networks import efficientnet, resnet
@@ -44,24 +44,6 @@ SPEC = resnet.RESNET18
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-def folded_state(seed: int = 0) -> dict[str, np.ndarray]:
-    """Small random numbers under the names of a folded ResNet-18 trunk."""
-    return random_state(resnet.shapes(SPEC), key_maps.torchvision_resnet(SPEC), seed)
-
-
-def random_state(shapes: dict[str, Any], key_map: key_maps.KeyMap, seed: int = 0) -> dict[str, np.ndarray]:
-    """Small random numbers under the names of a folded network."""
-    rng, state = np.random.default_rng(seed), {}
-    for source in key_map.sources:
-        node = shapes
-        for key in source.path:
-            node = node[key]
-        height, width, inputs, outputs = node["kernel"].shape
-        state[f"{source.name}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(np.float32)
-        state[f"{source.name}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
-    return state
 
 
 def saved(path: Path, state: dict[str, np.ndarray]) -> Path:

@@ -81,6 +81,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         "dataset": category.dataset,
         "category": category.name,
         "unread": [(ids[path], error) for path, error in failures],
+        "memory": arguments.memory,
     }
     if masks is None:
         done = evaluate_images(model, images, defective, names, **about)

@@ -22,6 +22,7 @@ from f2pad_jax.evaluation import (
     plain_settings,
 )
 from f2pad_jax.fitting import draw_shots, fit
+from f2pad_jax.grouping import check_fit
 from f2pad_jax.interest import read_roi
 from f2pad_jax.maps import calibrate, list_maps, read_map
 from f2pad_jax.model import Procedure, paper_settings
@@ -32,7 +33,7 @@ from f2pad_jax.trained import load_trained
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.inpainters import load_inpainter
-from f2pad_jax.windows import training_windows
+from f2pad_jax.windows import FITTED, training_windows
 
 SIZE = 224  # side of a square with as many pixels as an extractor sees
 FITTED = ("detector", "extractor", "weights", "option", "windows", "inpainter", "paper")  # not for trained detectors
@@ -66,6 +67,9 @@ def run_fit(arguments: argparse.Namespace) -> int:
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
     if normal_maps and arguments.windows is not None:
         raise InputError("--windows does not go with --maps", hint="leave one of them out")
+    if arguments.memory is not None:
+        count = len(paths) if arguments.windows is None else max(len(paths), FITTED)
+        check_fit(extractor, count, shape, seen, arguments.memory)
     if arguments.windows is not None:
         images, inside = training_windows(paths, shape, white_level=white, roi=roi, seed=arguments.seed)
     else:

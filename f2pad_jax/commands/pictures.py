@@ -12,6 +12,7 @@ from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder,
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.folders import list_images
 from f2pad_jax.errors import InputError
+from f2pad_jax.grouping import budget
 from f2pad_jax.interest import digest_of, read_roi
 from f2pad_jax.maps import check_units, list_maps
 from f2pad_jax.model_file import load_model
@@ -66,6 +67,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     else:
         check_units(model)
+    if arguments.memory is not None:
+        budget(model, arguments.memory).check(model.shape)
     maps = None if arguments.maps is None else list_maps(arguments.maps)
     out = results_folder(arguments.out)
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
@@ -79,6 +82,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
             maps=maps,
             options=options,
             pixel_size=arguments.pixel_size,
+            memory=arguments.memory,
             resume=arguments.resume,
             on_failure=complain,
         )

@@ -81,6 +81,15 @@ def _tag(picture: Image.Image, number: int) -> int | None:
     return first if isinstance(first, int) else None
 
 
+def shape_of(path: Path) -> tuple[int, int] | None:
+    """Height and width as the header of a picture file says, before it is turned; None where it cannot be read."""
+    try:
+        with _WARNINGS, warnings.catch_warnings(action="ignore"), Image.open(split_page(path)[0]) as picture:
+            return picture.height, picture.width
+    except Exception:  # reading it tells what is wrong with it
+        return None
+
+
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[Decoded]:
     """The decoded, upright picture; every fault of file or decoder becomes an InputError."""

@@ -17,6 +17,7 @@ from f2pad_jax.checkpoint import check_arrays, check_target, is_checkpoint, load
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.output import sweep
 
 KIND, VERSION = "flow-training", 1
 
@@ -49,6 +50,7 @@ class Progress:
         for m in maps:
             digest.update(repr((m.shape, m.dtype.str)).encode() + np.ascontiguousarray(m).tobytes())
         self.facts["features"] = digest.hexdigest()
+        sweep(folder.parent)  # a save that was killed may have set it aside
         check_target(folder, kind=KIND)
         if is_checkpoint(folder, kind=KIND):
             self.kept, facts = load_arrays(folder, kind=KIND, version=VERSION)

@@ -217,7 +217,9 @@ def loss_curves(cases: Sequence[Case], out: Path) -> Figure:
     )
     for k, (name, mask) in enumerate(masks):
         axes = figure.add_axes((0.01 + 0.18 * (k % 2), 0.5 - 0.48 * (k // 2), 0.17, 0.42))
-        paint(axes, Tile(image, mask, "white" if name == "truth" else REFINED), 1.25)
+        axes.set(xlim=(0, 1.25), ylim=(0, 1.25), aspect="equal")
+        axes.set_axis_off()
+        paint(axes, Tile(image, mask, "white" if name == "truth" else REFINED), (0, 0, 1.25, 1.25))
         axes.set_title(name, fontsize=7, pad=2)
     axes = figure.add_axes((0.46, 0.15, 0.52, 0.77))
     for way, colour, name in _WAYS:

@@ -29,6 +29,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills.autoencoder import KIND, VERSION, Inpainter
 from f2pad_jax.networks.mae import MAESpec, position_code, reconstruct, shapes
 from f2pad_jax.networks.transformer import patchify
+from f2pad_jax.output import sweep
 
 STATE = "training-run"  # kind of the folder that keeps an unfinished run
 BATCH = 8
@@ -159,6 +160,8 @@ def train(
     facts = {"spec": asdict(spec), "seed": seed, "steps": steps, "pictures": pictures}
     params = initial_params(spec, seed)
     state = _State(params, _optimizer(steps).init(params), jnp.int32(0))
+    if unfinished is not None:
+        sweep(unfinished.parent)  # a save that was killed may have set it aside
     if unfinished is not None and unfinished.exists():
         state = _restored(unfinished, state, facts)
     saved = time.monotonic()

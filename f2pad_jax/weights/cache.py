@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from f2pad_jax.checkpoint import check_arrays, is_checkpoint, load_arrays, save_arrays
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import user_cache
+from f2pad_jax.output import make_private, owned, user_cache
 from f2pad_jax.schemas import Digest, Facts, read_facts
 
 KIND, VERSION = "weights", 1
@@ -38,12 +38,6 @@ def download_folder(name: str) -> Path:
     return cache_folder().parent / "downloads" / name
 
 
-def make_private(folder: Path) -> None:
-    """Makes a folder of the cache, and those it lies in, for the user alone."""
-    for directory in (folder.parent.parent, folder.parent, folder):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
 def cached(name: str) -> Path | None:
     """The cache's folder of a network, where there is one."""
     folder = cache_folder() / name
@@ -60,7 +54,7 @@ def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> 
       digest: SHA-256 of that file.
 
     Raises:
-      InputError: the cache folder cannot be written.
+      InputError: the cache folder cannot be written, or another process writes there.
     """
     folder = cache_folder() / name
     try:
@@ -71,7 +65,8 @@ def store(name: str, params: Mapping[str, Any], *, source: str, digest: str) -> 
         raise InputError(
             f"cannot be written ({error.strerror})", where=folder.parent, hint="name another folder in F2PAD_CACHE"
         ) from error
-    save_arrays(folder, params, {"name": name, "source": source, "sha256": digest}, kind=KIND, version=VERSION)
+    with owned(folder.parent):
+        save_arrays(folder, params, {"name": name, "source": source, "sha256": digest}, kind=KIND, version=VERSION)
     return folder
 
 

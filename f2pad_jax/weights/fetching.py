@@ -14,7 +14,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.weights.cache import make_private
+from f2pad_jax.output import make_private
 from f2pad_jax.weights.registry import Entry
 
 TIMEOUT = 30.0  # seconds without a byte

@@ -1,8 +1,11 @@
 """`python tests/fuzz/kills.py --kills N`: commands that are killed (SIGKILL) at random moments, and run again.
 
-Each command is first run to its end, on pictures made for the purpose. Then it is killed N/3 times, each time in a new
-folder, and run again there. Printed is how much was there after the kill, and whether the second run ended with the
-same bytes, times aside, and left nothing else. Exits with 1 where one did not.
+Each command is first run to its end, on pictures made for the purpose. Then it is killed N times, each time in a new
+folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 4 pictures together,
+`experiment` 2, `train-mae` keeps its state every second, a training of flows after each meta-epoch. Printed is how much
+of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
+bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done
+again, bytes differ, or something is left.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -18,98 +22,212 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
-PICTURES, SIZE = 40, 64
-MODEL = ("fit", "set/brick", "--detector", "patchcore", "--extractor", "efficientnet_lite0", "--size", str(SIZE))
+import numpy as np
+
+TRAINING, PICTURES, SIZE = 10, 12, 64
+TIMES = ("seconds", "fit_seconds", "tune_seconds", "time", "sha256")  # and the digests of what has them
+NETWORK = ("--extractor", "efficientnet_lite0", "--size", str(SIZE))
+MODEL = ("fit", "set/brick", "--detector", "patchcore", *NETWORK)
+FLOWS = ("fit", "set/brick", "--detector", "cflow", *NETWORK, "--option", "epochs=8")
+TABLE = ("experiment", "table1", "--category", "brick", "--detector", "padim", "--images", "4", "--untuned")
+CHUNKS = """
+import sys
+from f2pad_jax.startup import prepare_jax
+prepare_jax()
+from f2pad_jax import cli, grouping
+from f2pad_jax.experiments import runs
+from f2pad_jax.fills import training
+grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 4, 2, 1.0
+sys.exit(cli.main(sys.argv[1:]))
+"""
 
 
-def start(work: Path, arguments: tuple[str, ...]) -> subprocess.Popen[bytes]:
-    """A command in a process group of its own."""
-    command = [sys.executable, "-m", "f2pad_jax", *arguments]
-    silent = subprocess.DEVNULL
-    return subprocess.Popen(command, cwd=work, start_new_session=True, stderr=silent, stdout=silent)
+class Command(NamedTuple):
+    """What is killed.
+
+    Attributes:
+      words: arguments; "{out}" and "{place}" stand for where results go and the folder that these lie in.
+      read: what must be the same, of "{place}".
+      pieces: what a run has done so far, of "{place}"; nothing of them may be done again.
+      whole: how many pieces there are at the end; of what is done at once 1.
+    """
+
+    words: tuple[str, ...]
+    read: Callable[[Path], dict[str, bytes]]
+    pieces: Callable[[Path], dict[str, bytes]]
+    whole: int = 1
 
 
-def content(folder: Path) -> dict[str, bytes]:
+def start(work: Path, place: Path, words: tuple[str, ...]) -> subprocess.Popen[bytes]:
+    """A command in a process group of its own, with a cache of its own but for compiled code."""
+    filled = [word.format(out=place / "out", place=place) for word in words]
+    own = {"F2PAD_CACHE": str(place / "cache"), "JAX_COMPILATION_CACHE_DIR": str(work / "compiled")}
+    own["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+    command, silent = [sys.executable, "-c", CHUNKS, *filled], subprocess.DEVNULL
+    return subprocess.Popen(
+        command, cwd=work, env=os.environ | own, start_new_session=True, stderr=silent, stdout=silent
+    )
+
+
+def timeless(value: Any) -> Any:
+    """JSON without times, and without the bounds of means of them."""
+    if isinstance(value, dict):
+        return {key: timeless(item) for key, item in value.items() if key not in TIMES}
+    return [timeless(item) for item in value] if isinstance(value, list) else value
+
+
+def content(place: Path) -> dict[str, bytes]:
     """Files by name; records without the times in them."""
-    found = {}
+    found, folder = {}, place / "out"
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            name = path.relative_to(folder).as_posix()
             data = path.read_bytes()
-            if path.name == "results.jsonl":
-                lines = [json.loads(line) for line in data.splitlines()]
-                data = json.dumps([line | {"seconds": 0} for line in lines]).encode()
-            if path.name == "settings.toml":  # each run has a folder of its own
+            if path.suffix in (".json", ".jsonl"):
+                data = json.dumps([timeless(json.loads(line)) for line in documents(path)]).encode()
+            elif path.name == "settings.toml":  # each run has a folder of its own
                 data = json.dumps(tomllib.loads(data.decode()) | {"out": ""}).encode()
-            found[name] = data
+            elif path.suffix == ".md":
+                data = re.sub(rb"\| \d+ \|$", b"| |", data, flags=re.MULTILINE)  # seconds of fits and solves
+            found[path.relative_to(folder).as_posix()] = data
     return found
 
 
-def arrays(folder: Path) -> dict[str, bytes]:
+def documents(path: Path) -> list[str]:
+    """The JSON values of a file."""
+    text = path.read_text("utf-8")
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def arrays(folder: Path, kind: str) -> dict[str, bytes]:
     """The arrays and facts of a checkpoint."""
     from f2pad_jax.checkpoint import _flat, load_arrays
-    from f2pad_jax.model_file import VERSION
 
-    tree, facts = load_arrays(folder, kind="model", version=VERSION)
+    version = json.loads((folder / f"{kind}.json").read_text("utf-8"))["version"]
+    tree, facts = load_arrays(folder, kind=kind, version=version)
     return {name: leaf.tobytes() for name, leaf in _flat(tree).items()} | {"facts": json.dumps(facts).encode()}
+
+
+def lines(place: Path) -> dict[str, bytes]:
+    """Records of pictures that are whole, with their times."""
+    path = place / "out/results.jsonl"
+    whole = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")] * path.is_file()
+    return {json.loads(line)["image"]: line for line in whole}
+
+
+def parts(place: Path) -> dict[str, bytes]:
+    """Records of the pictures of an experiment, with their times."""
+    return {path.name: path.read_bytes() for path in place.glob("out/parts/*/[0-9][0-9][0-9].json")}
+
+
+def steps(folder: Path, kind: str) -> dict[str, bytes]:
+    """The steps of an unfinished training; of flows the meta-epochs of all maps."""
+    if not (folder / f"{kind}.json").is_file():
+        return {}
+    tree = {name: leaf for name, leaf in arrays(folder, kind).items() if name != "facts"}
+    last = {name.rpartition("/")[0]: name for name in sorted(tree, key=lambda name: (len(name), name))}
+    counts = [int(np.frombuffer(tree[name], np.int32)[0]) for name in last.values()]
+    return {f"step {number}": b"" for number in range(sum(counts))}
+
+
+def there(path: str) -> Callable[[Path], dict[str, bytes]]:
+    """Of what is done at once: whether it is there."""
+    return lambda place: {path: b""} if (place / path).is_dir() else {}
 
 
 def main() -> int:
     """Kills and runs again."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--kills", type=int, default=30)
+    parser.add_argument("--kills", type=int, default=10, help="of each command")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--command", help="only this: segment, fit or tune")
+    parser.add_argument("--command", action="append", help="only this; may be repeated")
     arguments = parser.parse_args()
+    from states import folded_state
+
     from f2pad_jax.data.textures import make_textures
 
     rng = random.Random(arguments.seed)
     work = Path(tempfile.mkdtemp(prefix="f2pad-kills-"))
-    os.environ["F2PAD_CACHE"] = str(work / "cache")
-    make_textures(work / "set", train=10, test=PICTURES, size=SIZE, categories=["brick"])
-    start(work, (*MODEL, "--out", "model")).wait()
+    make_textures(work / "set", train=TRAINING, test=PICTURES, size=SIZE, categories=["brick"])
+    np.savez(work / "trunk.npz", **folded_state())  # pyright: ignore[reportArgumentType]
+    start(work, work / "made", (*MODEL, "--out", "model")).wait()
+
+    def model(place: Path) -> dict[str, bytes]:
+        return arrays(place / "out", "model")
+
     commands = {
-        "segment --resume": (("segment", "model", "set/brick/test/color", "--resume"), content),
-        "fit": (MODEL, arrays),
-        "tune": (("tune", "model", "set/brick"), arrays),
+        "segment --resume": Command(
+            ("segment", "model", "set/brick/test/color", "--resume", "--out", "{out}"), content, lines, PICTURES
+        ),
+        "fit": Command((*MODEL, "--out", "{out}"), model, there("out")),
+        "fit --option checkpoint": Command(
+            (*FLOWS, "--option", "checkpoint={place}/flows", "--out", "{out}"),
+            model,
+            lambda place: steps(place / "flows", "flow-training"),
+            16,
+        ),
+        "tune": Command(("tune", "model", "set/brick", "--out", "{out}"), model, there("out")),
+        "train-mae": Command(
+            ("train-mae", "set/brick", "--size", str(SIZE), "--epochs", "480", "--out", "{out}"),
+            lambda place: arrays(place / "out", "autoencoder"),
+            lambda place: steps(place / "out.unfinished", "training-run"),
+            600,
+        ),
+        "weights import": Command(
+            ("weights", "import", "resnet18", "trunk.npz"),
+            lambda place: arrays(place / "cache/weights/resnet18", "weights"),
+            there("cache/weights/resnet18"),
+        ),
+        "experiment": Command((*TABLE, "--out", "{out}"), content, parts, 4),
     }
+    for name in arguments.command or ():
+        if name not in commands:
+            parser.error(f"--command is one of {', '.join(commands)}")
+    ended = list[int]()
+    signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     wrong = 0
-    print("| command | seconds | kills | done at the kill | runs that ended the same | other files left |")
-    print("|---|---|---|---|---|---|")
-    for name, (command, read) in commands.items():
-        if arguments.command not in (None, command[0]):
+    print("| command | seconds | kills | pieces at the kill | done again | ended the same | files left |")
+    print("|---|---|---|---|---|---|---|")
+    for name, command in commands.items():
+        if ended or name not in (arguments.command or commands):
             continue
-        reference = work / f"{command[0]}-whole"
-        start(work, (*command, "--out", reference.name)).wait()  # compiles
-        shutil.rmtree(reference)
-        began = time.monotonic()
-        start(work, (*command, "--out", reference.name)).wait()
-        lasts = time.monotonic() - began
-        wanted, same, done, stray = read(reference), 0, [], 0
-        count = max(1, arguments.kills // len(commands))
-        for number in range(count):
-            place = work / f"{command[0]}-{number}"
+        lasts, reference = 0.0, work / "whole"
+        for _ in range(2):  # the first one compiles
+            shutil.rmtree(reference, ignore_errors=True)
+            reference.mkdir()
+            began = time.monotonic()
+            start(work, reference, command.words).wait()
+            lasts = time.monotonic() - began
+        wanted, same, done, again, stray = command.read(reference), 0, [], 0, 0
+        for number in range(arguments.kills):
+            if ended:
+                break
+            place = work / str(number)
             place.mkdir()
-            out = place / "out"
-            run = start(work, (*command, "--out", str(out.relative_to(work))))
+            run = start(work, place, command.words)
             time.sleep(rng.uniform(0.3, 1.0) * lasts)
             os.killpg(run.pid, signal.SIGKILL)
             run.wait()
-            lines = out / "results.jsonl"
-            done.append(len(lines.read_text().splitlines()) if lines.is_file() else int(out.is_dir()))
-            start(work, (*command, "--out", str(out.relative_to(work)))).wait()
-            same += out.is_dir() and read(out) == wanted
+            before = command.pieces(place)
+            done.append(len(before))
+            start(work, place, command.words).wait()
+            after = command.pieces(place)
+            again += sum(after.get(key, value) != value for key, value in before.items())
+            same += command.read(place) == wanted
             stray += len([path for path in place.rglob(".*")])
             shutil.rmtree(place)
-        wrong += count - same + stray
-        whole = PICTURES if read is content else 1
-        shares = ", ".join(str(each) for each in sorted(done))
-        print(f"| `{name}` | {lasts:.0f} | {count} | {shares} of {whole} | {same} of {count} | {stray} |", flush=True)
+        wrong += len(done) - same + again + stray
+        pieces = f"{', '.join(str(each) for each in sorted(done))} of {command.whole}"
+        alike = f"{same} of {len(done)}"
+        print(f"| `{name}` | {lasts:.0f} | {len(done)} | {pieces} | {again} | {alike} | {stray} |", flush=True)
+        shutil.rmtree(reference)
     shutil.rmtree(work)
     return int(wrong > 0)
 
 
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     sys.exit(main())
