@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import replaced
+from f2pad_jax.output import replaced, sweep
 
 Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 

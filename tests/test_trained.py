@@ -9,6 +9,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +24,9 @@ import f2pad_jax as f2
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
-from f2pad_jax.export import score_function
 from f2pad_jax.model import features, score_maps
 from f2pad_jax.reducing import reduce_images
+from f2pad_jax.traced import score_one
 from f2pad_jax.trained import load_trained
 from f2pad_jax.weights.torch_file import _Inert, read_checkpoint
 
@@ -94,7 +95,7 @@ def test_local_scores_and_the_exported_map_follow_the_convention(case: Case, mod
     np.testing.assert_allclose(found, detector.summands(maps).ravel()[positions], rtol=1e-4)
     np.testing.assert_allclose(detector.score(maps) ** 2, detector.summands(maps), rtol=1e-4)
     (scores,) = score_maps(model, case.pictures[-1:])
-    exported = score_function(model)(jnp.asarray(case.pictures[-1]))
+    exported = jax.jit(partial(score_one, model))(jnp.asarray(case.pictures[-1]))
     np.testing.assert_allclose(exported, jax.image.resize(scores, SIZE, "bilinear"), rtol=1e-4)
 
 

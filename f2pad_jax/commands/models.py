@@ -36,7 +36,7 @@ from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.windows import FITTED, training_windows
 
 SIZE = 224  # side of a square with as many pixels as an extractor sees
-FITTED = ("detector", "extractor", "weights", "option", "windows", "inpainter", "paper")  # not for trained detectors
+OWN = ("detector", "extractor", "weights", "option", "windows", "inpainter", "paper")  # not for trained detectors
 
 
 def run_fit(arguments: argparse.Namespace) -> int:
@@ -107,7 +107,7 @@ def _choose_detector(
 ) -> tuple[str | Detector, Extractor, dict[str, Any], tuple[int, int] | None]:
     """The detector by its name or as trained, its extractor, its options, and what that must see, if that is fixed."""
     if (checkpoint := vars(arguments)["from"]) is not None:
-        for name in FITTED:
+        for name in OWN:
             if getattr(arguments, name):
                 raise InputError(f"--{name} does not go with --from", hint="leave one of them out")
         found = load_trained(checkpoint, size=arguments.size, precision=arguments.precision)

@@ -25,7 +25,7 @@ import numpy as np
 from fuzz.mutation import VALUES, dumps, mend_png, spoil_bytes, spoil_json
 from PIL import Image
 
-from f2pad_jax.checkpoint import SUMS, _digests, _flat, _nested, load_arrays, save_arrays
+from f2pad_jax.checkpoint import SUMS, _digests, flat, load_arrays, nested, save_arrays
 from f2pad_jax.core import Settings
 from f2pad_jax.data.images import read_image, read_mask
 from f2pad_jax.detectors.patchcore import PatchCore
@@ -321,7 +321,7 @@ FREE = {"normals", "held_out"}  # of any number
 
 
 def model_array(random: Random) -> Verdict:
-    arrays = _flat(model_arrays())
+    arrays = flat(model_arrays())
     name = random.choice(sorted(arrays))
     good = np.asarray(arrays[name])
     match random.randrange(6):
@@ -341,7 +341,7 @@ def model_array(random: Random) -> Verdict:
     free = name in FREE and spoiled.dtype == good.dtype and spoiled.shape[1:] == good.shape[1:]
     known = read_facts(ModelFacts, model_facts(), kind="model", where="model", hint="")
     try:
-        _fields(_nested(arrays | {name: spoiled}), known)
+        _fields(nested(arrays | {name: spoiled}), known)
     except (InputError, AttributeError, IndexError, KeyError, TypeError, ValueError):
         return "refused"
     if not same and not free:

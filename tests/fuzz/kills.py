@@ -104,11 +104,11 @@ def documents(path: Path) -> list[str]:
 
 def arrays(folder: Path, kind: str) -> dict[str, bytes]:
     """The arrays and facts of a checkpoint."""
-    from f2pad_jax.checkpoint import _flat, load_arrays
+    from f2pad_jax.checkpoint import flat, load_arrays
 
     version = json.loads((folder / f"{kind}.json").read_text("utf-8"))["version"]
     tree, facts = load_arrays(folder, kind=kind, version=version)
-    return {name: leaf.tobytes() for name, leaf in _flat(tree).items()} | {"facts": json.dumps(facts).encode()}
+    return {name: leaf.tobytes() for name, leaf in flat(tree).items()} | {"facts": json.dumps(facts).encode()}
 
 
 def lines(place: Path) -> dict[str, bytes]:
