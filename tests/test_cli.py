@@ -175,7 +175,7 @@ def test_evaluate_writes_metrics_and_pictures(work: Path, capsys: pytest.Capture
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Segments in no time: what differs from pixel to pixel as little as a normal picture scores least."""
 
-    def segment(model: Model, images: list[np.ndarray], title: str) -> list[Segmentation]:
+    def segment(model: Model, images: list[np.ndarray], title: str, memory: float | None) -> list[Segmentation]:
         return [
             a_result(image, image.max(axis=-1) > 250, score_map=np.ptp(image, axis=-1).astype(np.float32), seconds=0.1)
             for image in images

@@ -56,7 +56,7 @@ def case(monkeypatch: pytest.MonkeyPatch) -> tuple[np.ndarray, np.ndarray, list[
     masks[1, 10:13, 2:8] = True
     results = [_result(index, mask) for index, mask in enumerate(masks)]
     images = np.zeros((3, SIZE, SIZE, 3), np.uint8) + np.arange(3, dtype=np.uint8)[:, None, None, None]
-    monkeypatch.setattr(evaluation, "segment", lambda model, images, title: results)
+    monkeypatch.setattr(evaluation, "segment", lambda model, images, **_: results)
     return images, masks, results
 
 
