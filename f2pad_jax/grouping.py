@@ -18,7 +18,7 @@ GROUP = 32  # pictures of at most `USUAL` pixels that are in memory at a time
 USUAL = 2**18
 GIB = 2**30
 RUNTIME = int(1.25 * GIB)  # Python, JAX, and programs compiled for all sizes of regions, as measured
-OWN, WORKED, STEP = 80, 160, 256  # bytes a pixel: of a picture and its result, at the model's shape, of a lane
+OWN, WORKED, STEP = 80, 160, 512  # bytes a pixel: of a picture and its result, at the model's shape, of a lane
 
 
 class Budget(NamedTuple):
