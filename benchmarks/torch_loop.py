@@ -45,7 +45,7 @@ class Problem(NamedTuple):
     region: Tensor  # (H, W) bool
     sharing: Tensor  # (K, H, W), weights of (14)
     positions: Tensor  # (S,) on the detector's grid
-    local: tuple[Tensor, ...]  # candidates (S, 50, D), or means (S, D) and inverse covariances (S, D, D)
+    local: tuple[Tensor, ...]  # candidates (S, 50, D) and usual (S,), or means (S, D) and inverse covariances (S, D, D)
     score: Tensor  # typical score
     stride: int  # of the detector's grid
     beta: float  # weight of sparsity
@@ -72,21 +72,29 @@ def features(image: Tensor, setup: Setup) -> tuple[Tensor, int]:
     """The detector's embedded features, (P, D) row-major, and the stride of their grid."""
     maps = NETWORKS[setup.network](setup.params, image, setup.spec)
     if setup.detector == "padim":
-        size = maps[0].shape[-2:]
-        grown = [functional.interpolate(m, size, mode="nearest") for m in maps]
-        grid = torch.cat(grown, dim=1)[:, setup.statistics["channels"].long()]
+        size = next(m.shape[-2:] for m in maps if m[0, 0].numel() == len(setup.statistics["mean"]))
+        reduced = [functional.avg_pool2d(m, max(m.shape[-1] // size[-1], 1)) for m in maps]
+        grid = torch.cat([functional.interpolate(m, size, mode="nearest") for m in reduced], dim=1)
+        grid = mixed(grid, setup.statistics["mixing"])
     else:
         used = [functional.avg_pool2d(functional.pad(m, (1, 1, 1, 1), "replicate"), 3, 1) for m in maps[1:]]
         size = used[0].shape[-2:]
         grown = used[:1] + [functional.interpolate(m, size, mode="bilinear", align_corners=False) for m in used[1:]]
-        grid = torch.cat(grown, dim=1) / setup.statistics["scale"][:, None, None]
+        grid = torch.cat(grown, dim=1)
+        metric = setup.statistics["metric"]
+        grid = grid * metric[:, None, None] if metric.ndim == 1 else mixed(grid, metric)
     return grid[0].flatten(1).T, image.shape[-1] // size[-1]
+
+
+def mixed(grid: Tensor, matrix: Tensor) -> Tensor:
+    """Channels (1, C, H, W) mixed by a matrix (C, D), or those that are named (D,)."""
+    return grid[:, matrix.long()] if matrix.ndim == 1 else torch.einsum("bchw,cd->bdhw", grid, matrix)
 
 
 def scores(embedded: Tensor, local: tuple[Tensor, ...]) -> Tensor:
     """The summands of l_n at some positions, (4) or (7): (S,)."""
-    if len(local) == 1:
-        return (embedded[:, None] - local[0]).square().sum(-1).min(1).values
+    if local[1].ndim == 1:
+        return (embedded[:, None] - local[0]).square().sum(-1).min(1).values / local[1]
     delta = embedded - local[0]
     return ((delta[:, None] @ local[1])[:, 0] * delta).sum(-1)
 
@@ -137,10 +145,10 @@ def prepare(task: Task, setup: Setup, beta: float) -> Problem:
         local = (statistics["mean"][positions], statistics["precision"][positions])
     else:
         bank = statistics["bank"]
-        summands = torch.cdist(own, bank).square().min(1).values
+        summands = torch.cdist(own, bank).square().min(1).values / statistics["usual"]
         filled = features(picture(task.fill, device), setup)[0][positions]
         nearest = torch.cdist(filled, bank).topk(min(CANDIDATES, len(bank)), largest=False).indices
-        local = (bank[nearest],)
+        local = (bank[nearest], statistics["usual"][positions])
     typical = summands.quantile(0.5).clamp(min=setup.scales[0])
     return Problem(image, region, sharing_weights(image), positions, local, typical, stride, beta)
 

@@ -111,7 +111,7 @@ def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str
     dots, reach = round(DOT * scale**2), round(REACH * scale)
     filled = np.asarray(ndimage.binary_fill_holes(remove_small_objects(mask, max_size=dots, connectivity=2)), bool)
     pieces, areas = (np.asarray(label(each, connectivity=2)) for each in (filled, region))
-    around = piece_maxima(scores, areas)[piece_maxima(areas, pieces).astype(int)]
+    around = piece_maxima(scores, areas)[np.maximum(piece_maxima(areas, pieces), 0).astype(int)]
     near = piece_maxima(scores, pieces) >= NEAR * around
     summits = region & (scores >= ndimage.maximum_filter(scores, 2 * reach + 1))
     touching = np.asarray(ndimage.binary_dilation(summits, SQUARE, iterations=round(2 * scale)), bool)

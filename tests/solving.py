@@ -33,7 +33,7 @@ SETTINGS = Settings(
 # it best for the processor. n then differs by a rounding (2e-7) in every iteration, and F's curvature lets that grow;
 # a grey level is 0.017.
 ROUNDING = 1e-4
-QUICK = {"cflow": {"epochs": 2}}  # options that make fits quick
+QUICK = {"cflow": {"epochs": 2}, "padim": {"plain": True}, "patchcore": {"plain": True}}  # options of quick fits
 METHODS = [{"proximal": proximal, "adaptive": adaptive} for proximal in (True, False) for adaptive in (False, True)]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
 run = jax.jit(solve)

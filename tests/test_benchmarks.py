@@ -88,7 +88,7 @@ def test_lanes_are_compared_with_the_batch_and_with_their_like(
     monkeypatch.setenv("F2PAD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(import_module("problems"), "TRAINING", 8)
     out = tmp_path / "lanes.json"
-    case = ["--only", "resnet18", "padim", "12%", "lanes", "--size", "64", "--repeats", "3", "--json", str(out)]
+    case = ["--only", "resnet18", "padim", "12%", "lanes", "--size", "96", "--repeats", "3", "--json", str(out)]
     assert run.main(["step_ratio", *case]) == 0
     (figures,) = json.loads(out.read_text())["cases"]
     assert figures["batch"] == 8

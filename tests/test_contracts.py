@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -414,17 +413,19 @@ def test_detectors_may_be_stacked(detector: Detector, maps: Maps) -> None:
     assert_trees_close(batched, jnp.stack([d.score(picture) for d in two]), tolerance=1e-4)
 
 
-def test_a_static_choice_of_a_detector_is_another_program(kind: type[Detector], detector: Detector, maps: Maps) -> None:
+def test_a_static_choice_of_a_detector_is_another_program(detector: Detector, maps: Maps) -> None:
     compiled: Any = jax.jit(lambda d, m: d.summands(m))
-    compiled(detector, one(maps, 0))
+    found = compiled(detector, one(maps, 0))
     if isinstance(detector, CFlow):
         other = compiled(detector.replace(divided=not detector.divided), one(maps, 0))
         assert compiled._cache_size() == 2
         assert not np.allclose(other, detector.summands(one(maps, 0)))
     else:
-        # There is none: all that tells two of a kind apart is a leaf.
-        fields: Any = dataclasses.fields(kind)  # pyright: ignore[reportArgumentType]
-        assert all(field.metadata.get("pytree_node", True) for field in fields)
+        other: Any = detector
+        np.testing.assert_array_equal(compiled(other.replace(convention="own"), one(maps, 0)), found)
+        assert compiled._cache_size() == 1
+        compiled(other.replace(convention="anomalib"), one(maps, 0))
+        assert compiled._cache_size() == 2
 
 
 # The package

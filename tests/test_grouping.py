@@ -128,7 +128,7 @@ def test_what_does_not_fit_is_one_line(work: Path, tiny_model: Model, capsys: py
     assert main([*asked, "--memory", str(gib(limit, 1.5))]) == 2
     large, good = map(json.loads, (work / "some/results.jsonl").read_text().splitlines())
     assert "of memory are too little: one picture of 6400 × 64 takes about" in large["error"]
-    assert good["status"] == "normal"
+    assert good["status"] in ("normal", "converged")
 
 
 def test_in_python_pictures_and_results_stay_and_count(

@@ -70,7 +70,7 @@ def test_terms_are_those_of_numpy(case: Case, lite0: Extractor) -> None:
     found = compute_terms(case.normal, case.energy, problem, SETTINGS)
     maps = tuple(m[0] for m in jax.jit(lite0.apply)(lite0.params, case.normal[None]))
     scores = detector.local_scores(problem.local, maps)
-    pixels = {"padim": 4 * 4, "patchcore": 8 * 8, "cflow": 4 * 4}[detector.name]
+    pixels = {"padim": 8 * 8, "patchcore": 8 * 8, "cflow": 4 * 4}[detector.name]
     normal, image = np.asarray(case.normal, float), np.asarray(problem.image, float)
     mean, precision = (np.asarray(leaf, float) for leaf in (case.energy.mixture.mean, case.energy.mixture.precision))
     delta = normal[:, :, None] - mean

@@ -47,7 +47,7 @@ def start(out: Path, devices: int, cache: Path | None, order: list[int]) -> subp
     tests = Path(__file__).parent
     own = {
         "PYTHONPATH": os.pathsep.join([str(tests.parent), str(tests)]),
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
     }

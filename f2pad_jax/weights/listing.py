@@ -14,7 +14,7 @@ _HERE = {"package": "installed", "cache": "imported", "absent": "no"}
 
 
 def weights_table(found: Iterable[WeightStatus]) -> Table:
-    """One line per network: name, megabytes, licence, digest where known, where from, and whether it is here."""
+    """One line per network: name, megabytes, licence, digest where known, and whether it is here."""
     table = Table(
         caption="f2pad weights fetch NAME, or import NAME FILE, brings what is not here",
         caption_style="dim",
@@ -25,13 +25,12 @@ def weights_table(found: Iterable[WeightStatus]) -> Table:
     table.add_column("MB", justify="right", no_wrap=True)
     table.add_column("licence", no_wrap=True)
     table.add_column("SHA-256", no_wrap=True)
-    table.add_column("where from", overflow="fold")
     table.add_column("here", no_wrap=True)
     for status in found:
         known = status.entry
         size = f"{known.size / 1e6:.0f}" if known.size else "?"
         digest = f"{known.sha256[:SHOWN]}…" if known.sha256 else "?"
-        table.add_row(known.name, size, known.licence, digest, known.origin, _HERE[status.origin])
+        table.add_row(known.name, size, known.licence, digest, _HERE[status.origin])
     return table
 
 
