@@ -81,7 +81,7 @@ def better(found: np.ndarray, than: np.ndarray) -> bool:
       than: (K,) IoUs.
     """
     gain = found - than
-    return len(gain) > 1 and gain.mean() > max(ERRORS * sem(gain), LEAST)
+    return bool(len(gain) > 1 and gain.mean() > max(ERRORS * sem(gain), LEAST))
 
 
 def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None) -> Model:
