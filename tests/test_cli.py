@@ -369,7 +369,7 @@ def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture, monkeypat
     rows = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines() if line.strip()}
     assert " ".join(rows["efficientnet_lite0"]) == "19 Apache-2.0 57934424… installed"
     assert " ".join(rows["resnet18"]) == "47 BSD-3-Clause f37072fd… no"
-    assert " ".join(rows["efficientnet_b6"]) == "? Apache-2.0 ? no"
+    assert " ".join(rows["efficientnet_b6"]) == "? Apache-2.0 c76e70fd… no"
     assert main(["weights", "verify"]) == 0
     text = capsys.readouterr().out
     assert "efficientnet_lite0: package, Apache-2.0, SHA-256 579344248a93e230" in text

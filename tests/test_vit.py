@@ -255,14 +255,7 @@ def test_files_are_imported_by_the_command_line(
     assert "Apache-2.0, SHA-256" in capsys.readouterr().out
     assert main(["weights", "list"]) == 0
     rows = {words[0]: words for line in capsys.readouterr().out.splitlines() if (words := line.split())}
-    assert rows["dinov2_vits14"] == [
-        "dinov2_vits14",
-        "?",
-        "Apache-2.0",
-        "?",
-        "huggingface.co/facebook/dinov2-small",
-        "imported",
-    ]
+    assert rows["dinov2_vits14"] == ["dinov2_vits14", "?", "Apache-2.0", "?", "imported"]
     assert rows["dinov3_vitl16"][2:4] == ["LicenseRef-DINOv3", "?"]
     assert rows["resnet18"][3] == "f37072fd…"
     extractor = load_extractor("dinov2_vits14")
