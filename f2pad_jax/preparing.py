@@ -50,7 +50,9 @@ def find_region(model: Model, scores: np.ndarray, *, faint: bool = False, limits
     free = scores > max(low, float(np.quantile(counting, 1 - procedure.largest)))
     if not faint:
         free = ndimage.binary_propagation(free & (scores > threshold), mask=free, structure=SQUARE)
-    return model.inspected(ndimage.binary_dilation(free, iterations=procedure.dilation))
+    if procedure.dilation:  # SciPy takes no iterations for as many as change something
+        free = ndimage.binary_dilation(free, iterations=procedure.dilation)
+    return model.inspected(free)
 
 
 class Affected(NamedTuple):

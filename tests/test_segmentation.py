@@ -143,6 +143,8 @@ def test_the_region_is_what_reaches_the_threshold_and_what_belongs_to_it(fitted:
     np.testing.assert_array_equal(find_region(model, scores), wanted)
     papers = replace(model, procedure=replace(model.procedure, region="threshold", dilation=1))
     assert find_region(papers, scores).sum() == 5
+    bare = replace(model, procedure=replace(papers.procedure, dilation=0))
+    assert find_region(bare, scores).sum() == 1
 
 
 def test_faint_pieces_count_where_the_solve_starts_from_x(fitted: Fitted) -> None:
