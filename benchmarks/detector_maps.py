@@ -70,15 +70,14 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, metavar="FILE", help="of ResNet-18")
     parser.add_argument("--category", nargs="+", default=("grid", "pill", "capsule", "metal_nut"), metavar="NAME")
     asked = parser.parse_args()
-    extractor, rows = f2.load_extractor("resnet18", weights=asked.weights), []
+    extractor = f2.load_extractor("resnet18", weights=asked.weights)
+    print(markdown(HEAD, []), end="")
     for name in asked.category:
         train, images, masks = pictures(asked.data / name)
         for detector, options in WAYS:
             model = f2.fit(train, detector=detector, extractor=extractor, options=options)
             words = ", ".join(f"{key}={value}" for key, value in options.items()) or "default"
-            rows.append([detector, words, name, *figures(model, images, masks)])
-            print(markdown(HEAD, rows[-1:]).splitlines()[-1], flush=True)
-    print(markdown(HEAD, rows))
+            print("|", " | ".join([detector, words, name, *figures(model, images, masks)]), "|", flush=True)
 
 
 if __name__ == "__main__":

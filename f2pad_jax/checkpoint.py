@@ -51,8 +51,7 @@ def save_arrays(folder: Path, tree: Tree, facts: Mapping[str, Any], *, kind: str
 
     check_target(folder, kind=kind)
     leaves = {name: np.asarray(leaf) for name, leaf in flat(tree).items()}
-    unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
-    if unusable:
+    if unusable := not_finite(leaves):
         raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, hint="fit it again")
     table = {name: {"shape": list(leaf.shape), "dtype": leaf.dtype.name} for name, leaf in leaves.items()}
     # orbax has no form for arrays without elements: the table alone restores them
@@ -203,9 +202,8 @@ def _restore(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
         name: np.asarray(restored[name]) if name in restored else np.zeros(leaf.shape, leaf.dtype)
         for name, leaf in target.items()
     }
-    for name, leaf in arrays.items():
-        if not np.isfinite(leaf).all():
-            raise ValueError(f"{name} holds non-finite values")
+    if unusable := not_finite(arrays):
+        raise ValueError(f"{unusable[0]} holds non-finite values")
     return nested(arrays)
 
 
@@ -228,6 +226,11 @@ def _digests(folder: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return digests
+
+
+def not_finite(arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Names of the arrays that hold a value which is not finite."""
+    return [name for name, leaf in arrays.items() if not np.isfinite(leaf).all()]
 
 
 def flat(tree: Tree, prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from f2pad_jax.checkpoint import flat, nested
+from f2pad_jax.checkpoint import flat, nested, not_finite
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
 from f2pad_jax.model import Model
@@ -86,8 +86,7 @@ def save_pretrained(model: Model, folder: Path, *, metrics: Mapping[str, Any] | 
         raise InputError("exists already and is no such model", where=folder, hint="name a new folder")
     arrays, facts = content_of(model, where=folder)
     leaves = {name: np.asarray(leaf, order="C") for name, leaf in flat(arrays).items()}
-    unusable = [name for name, leaf in leaves.items() if not np.isfinite(leaf).all()]
-    if unusable:
+    if unusable := not_finite(leaves):
         raise InputError(f"holds non-finite values ({', '.join(unusable)})", where=folder, hint=AGAIN)
     head = {"format": FORMAT, "version": VERSION, **facts}
     with replaced(folder) as fresh:
@@ -163,8 +162,7 @@ def from_pretrained(
         facts = json.loads((folder / FACTS).read_text("utf-8"))
         kind, version = facts["format"], facts["version"]
         arrays = load_file(folder / ARRAYS)
-        unusable = [name for name, leaf in arrays.items() if not np.isfinite(leaf).all()]
-        if unusable:
+        if unusable := not_finite(arrays):
             raise ValueError(f"{unusable[0]} holds non-finite values")
     except (AttributeError, KeyError, OSError, RecursionError, SafetensorError, TypeError, ValueError) as error:
         raise InputError(f"damaged model ({error})", where=name, hint="make or copy it again") from error

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from huggingface_hub import constants
 from safetensors.numpy import save
+from states import folded_state
 
 from f2pad_jax.cli import main
 from f2pad_jax.errors import InputError
-from f2pad_jax.networks import resnet
-from f2pad_jax.weights import fetch_weights, key_maps, list_weights, load_extractor
+from f2pad_jax.weights import fetch_weights, list_weights, load_extractor
 from f2pad_jax.weights.registry import Entry, registry
 
 NOWHERE = "http://127.0.0.1:9"  # the discard port: nothing listens
@@ -72,16 +72,7 @@ asked: list[str | None] = []
 @pytest.fixture(scope="module")
 def weights() -> bytes:
     """A ResNet-18 of small random numbers."""
-    rng, tree = np.random.default_rng(0), resnet.shapes(resnet.RESNET18)
-    state = {}
-    for source in key_maps.torchvision_resnet(resnet.RESNET18).sources:
-        node = tree
-        for key in source.path:
-            node = node[key]
-        height, width, inputs, outputs = node["kernel"].shape
-        state[f"{source.name}.weight"] = rng.normal(0, 0.05, (outputs, inputs, height, width)).astype(np.float32)
-        state[f"{source.name}.bias"] = rng.normal(0, 0.05, outputs).astype(np.float32)
-    return save(state)
+    return save(folded_state())
 
 
 @pytest.fixture

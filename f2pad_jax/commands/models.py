@@ -58,12 +58,13 @@ def run_fit(arguments: argparse.Namespace) -> int:
     roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
-    seen = fixed or seen_shape((own[0], own[1]), arguments.size or SIZE, extractor)
+    side = arguments.size or SIZE
+    seen = fixed or seen_shape((own[0], own[1]), side, extractor)
     shape = work_shape((own[0], own[1]), arguments.windows or arguments.work_size, seen)
     if inpainter is not None or arguments.paper:  # which know squares only
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
-        shape = seen = (arguments.size or SIZE, arguments.size or SIZE)
+        shape = seen = (side, side)
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
     if normal_maps and arguments.windows is not None:
         raise InputError("--windows does not go with --maps", hint="leave one of them out")

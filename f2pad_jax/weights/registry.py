@@ -48,13 +48,6 @@ class Entry:
     package: str | None = None
     version: str | None = None
 
-    @property
-    def origin(self) -> str:
-        """Where the file comes from, in few words."""
-        if self.package:
-            return f"package {self.package}"
-        return f"huggingface.co/{self.hub}" if self.hub else "/".join(self.url.split("/")[2:-1][:3])
-
 
 @dataclass(frozen=True)
 class Network:
