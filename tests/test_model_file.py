@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from dataclasses import replace
@@ -10,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import StandardCheckpointer
 
 from f2pad_jax.calibration import Limits
 from f2pad_jax.checkpoint import ARRAYS, SUMS, _digests, flat, load_arrays, nested, save_arrays
@@ -142,6 +144,37 @@ def test_the_table_must_fit_the_arrays(saved: Path, tmp_path: Path) -> None:
     _edit(folder, {"arrays": table | {"ghost": bank}})
     with pytest.raises(InputError, match="ghost is in the table"):
         load_arrays(folder, kind="model", version=1)
+
+
+def test_spoiled_arrays_are_one_error_and_nothing_later(saved: Path, tmp_path: Path) -> None:
+    """With sums that are right again; what reading leaves behind would be an error of this test."""
+    chunks = [path.relative_to(saved) for path in (saved / ARRAYS).glob("*/*") if path.name[0].isdigit()]
+    assert len(chunks) > 3
+    for name, spoil in {"cut": lambda path: path.write_bytes(path.read_bytes()[:9]), "gone": Path.unlink}.items():
+        folder = Path(shutil.copytree(saved, tmp_path / name))
+        for chunk in chunks:
+            spoil(folder / chunk)
+        _edit(folder, {})
+        with pytest.raises(InputError, match="damaged model"):
+            load_arrays(folder, kind="model", version=1)
+        gc.collect()
+    folder = Path(shutil.copytree(saved, tmp_path / "wide"))
+    for path in (folder / ARRAYS).rglob(".zarray"):
+        kept = json.loads(path.read_text())
+        path.write_text(json.dumps(kept | {"chunks": [2**28 for _ in kept["chunks"]]}))
+    _edit(folder, {})
+    with pytest.raises(InputError, match="in parts larger than itself"):
+        load_arrays(folder, kind="model", version=1)
+
+
+def test_orbax_reads_the_same(saved: Path) -> None:
+    tree, _ = load_arrays(saved, kind="model", version=1)
+    with StandardCheckpointer() as checkpointer:
+        theirs = flat(checkpointer.restore((saved / ARRAYS).absolute()))
+    ours = {name: leaf for name, leaf in flat(tree).items() if leaf.size}
+    assert theirs.keys() == ours.keys()
+    for name, leaf in ours.items():
+        np.testing.assert_array_equal(theirs[name], leaf)
 
 
 def test_other_kinds_and_versions_are_refused(saved: Path, tmp_path: Path) -> None:
