@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
 
 from f2pad_jax.data.images import resize_image, resize_mask
 
@@ -23,6 +25,7 @@ MANY = 9  # columns from which on texts are smaller
 
 _LABEL, _HEAD, _LINE = 0.24, 0.23, 0.14  # margins for labels, names of columns and captions, inches
 _PAD = 3 / 72  # between a picture and the name above it, inches
+_SHADE = (0, 0, 0, 166)  # behind a badge
 
 
 class Tile(NamedTuple):
@@ -54,7 +57,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_page(rows: Sequence[Sequence[Tile]], *, columns: Sequence[str] = (), labels: Sequence[str] = ()) -> Figure:
+def draw_page(
+    rows: Sequence[Sequence[Tile]], *, columns: Sequence[str] = (), labels: Sequence[str] = ()
+) -> Image.Image:
     """`draw_tiles` of square pictures that are as large as fits a page."""
     below = _LINE if _captioned(rows) else 0.0
     across = (PAGE[0] - (_LABEL if any(labels) else 0)) / len(rows[0])
@@ -68,8 +73,8 @@ def draw_tiles(
     columns: Sequence[str] = (),
     labels: Sequence[str] = (),
     height: float = HEIGHT,
-) -> Figure:
-    """Draws rows of pictures of one height, each in the shape of its own.
+) -> Image.Image:
+    """Draws rows of pictures of one height, each in the shape of its own, in RGB.
 
     Args:
       rows: equally long.
@@ -77,68 +82,79 @@ def draw_tiles(
       labels: beside each row, or nothing.
       height: of the pictures, inches.
     """
-    spans = np.max([[height * t.picture.shape[1] / t.picture.shape[0] for t in row] for row in rows], axis=0)
-    margin, head = (_LABEL if any(labels) else 0.0), (_HEAD if any(columns) else 0.0)
-    step = height + GAP + (_LINE if _captioned(rows) else 0.0)
-    whole = margin + spans.sum() + GAP * len(spans), head + len(rows) * step
-    figure = new_figure(*whole)
-    axes = figure.add_axes((0, 0, 1, 1))  # one for all: making axes takes longer than drawing a picture
-    axes.set(xlim=(0, whole[0]), ylim=(0, whole[1]), autoscale_on=False)
-    axes.set_axis_off()
-    size = 6 if len(spans) >= MANY else 7
+    side, gap = _pixels(height), _pixels(GAP)
+    margin, head = _pixels(_LABEL) if any(labels) else 0, _pixels(_HEAD) if any(columns) else 0
+    step = side + gap + (_pixels(_LINE) if _captioned(rows) else 0)
+    drawn = [[draw_tile(tile, height) for tile in row] for row in rows]
+    spans = [max(picture.width for picture in column) for column in zip(*drawn, strict=True)]
+    page = Image.new("RGB", (margin + sum(spans) + gap * len(spans), head + len(rows) * step), "white")
+    pen, size = ImageDraw.Draw(page), 6 if len(spans) >= MANY else 7
     for number, row in enumerate(rows):
-        bottom = whole[1] - head - number * step - height
+        top, left = head + number * step, margin
         if any(labels):
-            place = (_LABEL / 2 / whole[0], (bottom + height / 2) / whole[1])
-            # labels are names of files, and "$" in them no mathematics
-            style: dict[str, Any] = {"fontsize": 7, "color": "0.25", "parse_math": False}
-            figure.text(*place, labels[number], rotation=90, ha="center", va="center", **style)
-        left = margin
+            _write_upwards(page, labels[number], (margin // 2, top + side // 2))
         for column, (tile, span) in enumerate(zip(row, spans, strict=True)):
-            paint(axes, tile, (left, bottom, span, height))
-            middle = left + span / 2
+            picture, middle = drawn[number][column], left + span // 2
+            page.paste(picture, (middle - picture.width // 2, top))
             if number == 0 and any(columns):
-                axes.text(middle, bottom + height + _PAD, columns[column], fontsize=size, ha="center", va="baseline")
-            if tile.caption:
-                place = (middle / whole[0], (bottom - _LINE / 2) / whole[1])
-                figure.text(*place, tile.caption, fontsize=size - 0.5, ha="center", va="center")
-            left += span + GAP
-    return figure
+                pen.text((middle, top - _pixels(_PAD)), columns[column], "black", _font(size), anchor="ms")
+            below = middle, top + side + _pixels(_LINE) // 2
+            pen.text(below, tile.caption, "black", _font(size - 0.5), anchor="mm")
+            left += span + gap
+    return page
+
+
+def draw_tile(tile: Tile, height: float) -> Image.Image:
+    """A picture with what lies over it; height in inches."""
+    down, across = tile.picture.shape[:2]
+    shape = _pixels(height), max(1, round(_pixels(height) * across / down))
+    own = shape if shape[0] < down else (down, across)  # pixels of small pictures stay to be seen
+    picture = resize_image(tile.picture, own)
+    if tile.mask is not None:
+        picture = _masked(picture, resize_mask(tile.mask, own), tile.colour)
+    drawn = Image.fromarray(picture).resize(shape[::-1], Image.Resampling.NEAREST)
+    if tile.truth is not None:
+        line = Image.fromarray(find_boundaries(resize_mask(tile.truth, shape), mode="thick"))
+        drawn.paste("white" if tile.mask is None else "black", mask=line)
+    pen = ImageDraw.Draw(drawn, "RGBA")  # which mixes colours
+    if tile.box is not None:
+        top, left, side = (length * shape[0] / down for length in tile.box)
+        pen.rectangle((left, top, left + side, top + side), outline="white", width=_pixels(1 / 72))
+    if tile.badge:
+        font, place = _font(7, bold=True), (0.03 * shape[1], 0.965 * shape[0])
+        left, top, right, bottom = pen.textbbox(place, tile.badge, font, anchor="ls")
+        pad = font.size / 4
+        pen.rounded_rectangle((left - pad, top - pad, right + pad, bottom + pad), pad, fill=_SHADE)
+        pen.text(place, tile.badge, "white", font, anchor="ls")
+    return drawn
+
+
+def _pixels(inches: float) -> int:
+    return max(1, round(inches * DPI))
+
+
+@cache
+def _font(points: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font that matplotlib brings along, which is the same everywhere."""
+    return ImageFont.truetype(findfont(FontProperties(weight="bold" if bold else "normal")), points / 72 * DPI)
+
+
+def _write_upwards(page: Image.Image, text: str, middle: tuple[int, int]) -> None:
+    font = _font(7)
+    line = Image.new("L", (round(font.getlength(text)) + 2, 2 * round(font.size)))
+    ImageDraw.Draw(line).text((line.width / 2, line.height / 2), text, 255, font, anchor="mm")
+    turned = line.transpose(Image.Transpose.ROTATE_90)
+    page.paste((64, 64, 64), (middle[0] - turned.width // 2, middle[1] - turned.height // 2), turned)
 
 
 def _captioned(rows: Sequence[Sequence[Tile]]) -> bool:
     return any(tile.caption for row in rows for tile in row)
 
 
-def paint(axes: Axes, tile: Tile, place: tuple[float, float, float, float]) -> None:
-    """Draws a picture into axes whose unit is an inch: left, bottom, width and height of its place."""
-    left, bottom, width, height = place
-    extent = left, left + width, bottom, bottom + height
-    scale = min(1.0, height * DPI / tile.picture.shape[0])  # matplotlib enlarges well, and does not shrink well
-    shape = round(scale * tile.picture.shape[0]), max(1, round(scale * tile.picture.shape[1]))
-    picture = resize_image(tile.picture, shape)
-    if tile.mask is not None:
-        picture = _masked(picture, resize_mask(tile.mask, shape), tile.colour)
-    axes.imshow(picture, interpolation="nearest", extent=extent, aspect="auto")
-    outline = None if tile.truth is None else resize_mask(tile.truth, shape)
-    if outline is not None and outline.any() and not outline.all():
-        colour = "black" if tile.mask is not None else "white"
-        axes.contour(outline, levels=[0.5], colors=colour, linewidths=0.7, extent=extent, origin="upper")
-    if tile.box is not None:
-        top, first, side = (length * height / tile.picture.shape[0] for length in tile.box)
-        across, down = np.array([0, side, side, 0, 0]) + first, np.array([0, 0, side, side, 0]) + top
-        axes.plot(left + across, bottom + height - down, color="white", linewidth=1)
-    if tile.badge:
-        axes.text(
-            left + 0.03 * width, bottom + 0.035 * height, tile.badge, fontsize=7, color="white", weight="bold",
-            bbox={"boxstyle": "round,pad=0.25", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
-        )  # fmt: skip
-
-
 def _masked(picture: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:
     """White masks, which are the truth, stand on black; coloured ones stand out best on a pale grey picture."""
-    fill = 255 * np.array(to_rgb(colour))
+    fill = np.array(ImageColor.getrgb(colour), np.float32)
     if colour == "white":
         return np.where(mask[..., None], fill, 0).astype(np.uint8)
-    grey = np.repeat(picture.mean(axis=-1, keepdims=True) * 0.6 + 80, 3, axis=-1)
+    grey = picture.mean(axis=-1, keepdims=True, dtype=np.float32) * 0.6 + 80
     return np.where(mask[..., None], 0.75 * fill + 0.25 * grey, grey).astype(np.uint8)

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 
 from f2pad_jax import report, tiles
@@ -29,28 +30,63 @@ def _drawn(rows: list[report.Row]) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(report.png(report.draw(rows)))).convert("RGB")).astype(int)
 
 
-def _texts(rows: list[report.Row]) -> list[str]:
-    figure = report.draw(rows)
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+def _texts(monkeypatch: pytest.MonkeyPatch, rows: list[report.Row]) -> list[str]:
+    """All that is written into a panel."""
+    texts, write = list[str](), ImageDraw.ImageDraw.text
+
+    def text(pen: ImageDraw.ImageDraw, place: Any, shown: str, *rest: Any, **options: Any) -> None:
+        texts.append(shown)
+        write(pen, place, shown, *rest, **options)
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    report.draw(rows)
+    return texts
 
 
-def test_columns_and_agreement_are_named() -> None:
-    texts = _texts([_row(), _row()])
+def test_columns_and_agreement_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch, [_row(), _row()])
     names = ["input", "truth", "backbone map", "backbone mask", "F2PAD mask", "recovered n*", "anomaly a"]
     assert [text for text in texts if text in names] == names
     assert texts.count("IoU 50.0") == 2  # 400 of 800 pixels
     assert texts.count("IoU 100.0") == 2
 
 
-def test_long_labels_are_cut() -> None:
-    (label,) = report.draw([_row()._replace(label="x" * 100 + ".end")]).texts
-    assert label.get_text() == "…" + "x" * (report.LABEL - 5) + ".end"
+def test_long_labels_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch, [_row()._replace(label="x" * 100 + ".end")])
+    assert "…" + "x" * (report.LABEL - 5) + ".end" in texts
 
 
-def test_without_truth_nothing_is_claimed() -> None:
-    texts = _texts([_row(truth=False)])
+@pytest.mark.parametrize("label", ["W" * 24, "price$$", "漢字\n\udc80", "Ünïcode κόσμος", "عربي"])
+def test_labels_of_any_signs_are_drawn_in_the_margin(label: str) -> None:
+    bare, named = (_drawn([_row()._replace(label=text)]) for text in ("", label))
+    margin = named.shape[1] - bare.shape[1]
+    assert (named[:, :margin] < 128).any()
+    np.testing.assert_array_equal(named[:, margin:], bare)
+
+
+def test_without_truth_nothing_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = _texts(monkeypatch, [_row(truth=False)])
     assert "truth" not in texts
     assert not any("IoU" in text for text in texts)
+
+
+def test_outlines_of_the_truth_lie_on_its_border() -> None:
+    truth = np.zeros((50, 50), bool)
+    truth[10:20, 10:30] = True
+    drawn = np.asarray(tiles.draw_tile(tiles.Tile(np.full((50, 50, 3), 90, np.uint8), truth=truth), 100 / tiles.DPI))
+    rows, columns = np.nonzero(drawn[..., 0] == 255)
+    assert (rows.min(), rows.max() + 1, columns.min(), columns.max() + 1) == (19, 41, 19, 61)
+    assert (drawn[25, 30], drawn[5, 5]) == (pytest.approx(90), pytest.approx(90))  # neither inside nor outside
+
+
+def test_frames_and_captions_are_drawn() -> None:
+    plain = tiles.Tile(np.full((50, 50, 3), 90, np.uint8))
+    framed = np.asarray(tiles.draw_tile(plain._replace(box=(10, 20, 5)), 100 / tiles.DPI))
+    rows, columns = np.nonzero(framed[..., 0] == 255)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (20, 30, 40, 50)
+    bare, told = (np.asarray(tiles.draw_tiles([[plain._replace(caption=text)]])) for text in ("", "‖a‖ → 0"))
+    assert told.shape[0] > bare.shape[0]
+    assert (told[bare.shape[0] :] < 128).any()
 
 
 def test_rows_are_equally_high_and_pictures_keep_their_shape() -> None:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
+from PIL import Image
 
 from f2pad_jax.data.anomalies import KINDS, folder_of
 from f2pad_jax.experiments.baselines import COLOURS, MAPS
@@ -82,7 +82,7 @@ def _kind_cells(parts: Sequence[dict[str, np.ndarray]], *, seed: int) -> list[st
     return [str(sum(len(part["own"]) for part in parts)), *cells[:-1], f"{cells[-1]} ({low:.1f} to {high:.1f})"]
 
 
-def kinds_figure(cases: Sequence[Case], _: Path) -> Figure:
+def kinds_figure(cases: Sequence[Case], _: Path) -> Image.Image:
     """One picture of each kind, the middle one by F2PAD's IoU, of the first detector's first category."""
     return _middle(only(cases)[:1])
 
@@ -135,12 +135,12 @@ def _mapped(case: Case, *, rule: Callable[[np.ndarray, np.ndarray, float], np.nd
     )
 
 
-def real_figure(cases: Sequence[Case], _: Path) -> Figure:
+def real_figure(cases: Sequence[Case], _: Path) -> Image.Image:
     """One picture of each kind of defect, the middle one by F2PAD's IoU, of the first detector."""
     return _middle(next(iter(by_detector(only(cases)).values())))
 
 
-def _middle(cases: Sequence[Case]) -> Figure:
+def _middle(cases: Sequence[Case]) -> Image.Image:
     middle: list[tuple[Case, int]] = []
     for case in cases:
         members: dict[str, list[int]] = {}

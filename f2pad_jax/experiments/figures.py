@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy import ndimage
 
 from f2pad_jax.errors import InputError
@@ -15,7 +16,7 @@ from f2pad_jax.experiments.cases import TITLES, Case, only
 from f2pad_jax.experiments.runs import plain_mask
 from f2pad_jax.experiments.tables import GROUPS, by_size, curves, markdown, size_limits
 from f2pad_jax.experiments.variants import CURVES, FULL
-from f2pad_jax.tiles import BACKBONE, PAGE, REFINED, Tile, draw_page, new_figure, paint
+from f2pad_jax.tiles import BACKBONE, PAGE, REFINED, Tile, draw_page, draw_tile, new_figure
 
 MOST, WORST = 10, 3  # rows of a page, and failures of each kind
 COVERED, MARKED = 0.95, 0.9  # shares of the truth in the region, and of that in the mask, below which a picture failed
@@ -88,7 +89,7 @@ def _masked(case: Case, index: int, mask: np.ndarray, colour: str, who: str, nam
     return Tile(case.category.images[index], mask, colour, case.category.masks[index], caption=caption)
 
 
-def example(cases: Sequence[Case], _: Path) -> Figure:
+def example(cases: Sequence[Case], _: Path) -> Image.Image:
     """Figure 1: the ordinary picture (median gain) of the category with the median gain."""
     groups = _by_category(cases)
     names = sorted(groups, key=lambda name: float(_gain(groups[name]).mean()))
@@ -104,7 +105,7 @@ def example(cases: Sequence[Case], _: Path) -> Figure:
     )
 
 
-def results(cases: Sequence[Case], _: Path) -> Figure:
+def results(cases: Sequence[Case], _: Path) -> Image.Image:
     """Figure 6: pictures of every category, from those that gain little to those that gain much."""
     groups = _by_category(cases)
     count = max(1, min(3, MOST // len(groups)))
@@ -163,7 +164,7 @@ def _ablated(cases: Sequence[Case], variants: Iterable[str]) -> dict[str, dict[s
     return _some({name: per for name, per in units.items() if per.keys() >= {*variants}})
 
 
-def ablations(cases: Sequence[Case], _: Path) -> Figure:
+def ablations(cases: Sequence[Case], _: Path) -> Image.Image:
     """Figure 8: what the initialisation and F2PAD without one of its terms recover and mark."""
     units = _ablated(cases, _VARIANTS)
     rows, title = [], ""
@@ -178,7 +179,7 @@ def ablations(cases: Sequence[Case], _: Path) -> Figure:
     return draw_page(rows, columns=["input", "truth", title, *titles], labels=list(units))
 
 
-def enlarged(cases: Sequence[Case], _: Path) -> Figure:
+def enlarged(cases: Sequence[Case], _: Path) -> Image.Image:
     """Figure 9: recovered pixels with the pixel prior and without, enlarged where the two differ most."""
     rows, labels = [], []
     for name, per in _ablated(cases, (FULL, "no-pixel-prior")).items():
@@ -217,9 +218,8 @@ def loss_curves(cases: Sequence[Case], out: Path) -> Figure:
     )
     for k, (name, mask) in enumerate(masks):
         axes = figure.add_axes((0.01 + 0.18 * (k % 2), 0.5 - 0.48 * (k // 2), 0.17, 0.42))
-        axes.set(xlim=(0, 1.25), ylim=(0, 1.25), aspect="equal")
         axes.set_axis_off()
-        paint(axes, Tile(image, mask, "white" if name == "truth" else REFINED), (0, 0, 1.25, 1.25))
+        axes.imshow(draw_tile(Tile(image, mask, "white" if name == "truth" else REFINED), 1.25))
         axes.set_title(name, fontsize=7, pad=2)
     axes = figure.add_axes((0.46, 0.15, 0.52, 0.77))
     for way, colour, name in _WAYS:
@@ -255,7 +255,7 @@ def find_failures(cases: Sequence[Case]) -> tuple[list[Failure], list[Failure]]:
     return missed, alike
 
 
-def failures(cases: Sequence[Case], _: Path) -> Figure:
+def failures(cases: Sequence[Case], _: Path) -> Image.Image:
     """Figure 11: the worst of both kinds; the worst masks of all where nothing failed."""
     missed, alike = find_failures(cases)
     shown = [("outside the region", f"{100 * (1 - f.covered):.0f} % outside", f) for f in missed[:WORST]]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
 
 from f2pad_jax.detectors.cflow import FEW_SHOTS
 from f2pad_jax.experiments import defects, figures, studies, tables
@@ -48,7 +49,7 @@ class Experiment:
     variants: tuple[str, ...] = (FULL,)
     shots: int | None = None
     table: Callable[[str, Sequence[Case]], str] | None = None
-    figure: Callable[[Sequence[Case], Path], Figure] | None = None
+    figure: Callable[[Sequence[Case], Path], Figure | Image.Image] | None = None
     printed: bool = True
     real: bool = False
     kinds: tuple[str, ...] = ("colour",)

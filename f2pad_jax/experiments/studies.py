@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from f2pad_jax.experiments.cases import Case, by_detector, f2pad_interval, mean, only, with_mean
 from f2pad_jax.experiments.tables import cell, markdown, pair
@@ -183,7 +184,7 @@ def growth(_: str, cases: Sequence[Case]) -> str:
     )
 
 
-def growth_figure(cases: Sequence[Case], _: Path) -> Figure:
+def growth_figure(cases: Sequence[Case], _: Path) -> Image.Image:
     """Pictures whose region grew, from those that gain most to those that lose most."""
     pairs = _grown(cases)
     grown = [(full, growing, int(k)) for full, growing, rounds in pairs for k in np.flatnonzero(rounds)]
