@@ -1,8 +1,8 @@
 """`python tests/fuzz/kills.py --kills N`: commands that are killed (SIGKILL) at random moments, and run again.
 
 Each command is first run to its end, on pictures made for the purpose. Then it is killed N times, each time in a new
-folder, and run again there. Chunks are small, so that short runs have several: `segment` solves 4 pictures together,
-`experiment` 2, `train-mae` keeps its state every second, a training of flows after each meta-epoch. Printed is how much
+folder, and run again there. Everything is small, so that short runs have several chunks: `segment` solves 2 pictures
+together, `experiment` 1, `train-mae` keeps its state twice a second, a training of flows after each meta-epoch. Printed is how much
 of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
 bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done
 again, bytes differ, or something is left.
@@ -29,21 +29,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-TRAINING, PICTURES, SIZE = 10, 12, 64
+TRAINING, PICTURES, SIZE = 10, 8, 32
 TIMES = ("seconds", "fit_seconds", "tune_seconds", "time", "sha256")  # and the digests of what has them
 NETWORK = ("--extractor", "efficientnet_lite0", "--size", str(SIZE))
 MODEL = ("fit", "set/brick", "--detector", "patchcore", *NETWORK)
-FLOWS = ("fit", "set/brick", "--detector", "cflow", *NETWORK, "--option", "epochs=8")
+FLOWS = ("fit", "set/brick", "--detector", "cflow", *NETWORK, "--option", "epochs=4")
 TABLE = ("experiment", "table1", "--category", "brick", "--detector", "padim", "--images", "4", "--untuned")
 SERVER = """
 import json, os, sys
 from f2pad_jax.startup import prepare_jax
 prepare_jax()
-from f2pad_jax import cli, grouping
+from f2pad_jax import cli, grouping, tuning
 from f2pad_jax.commands import measures, models, pictures, weights
-from f2pad_jax.experiments import runs
+from f2pad_jax.experiments import runs, sets
 from f2pad_jax.fills import training
-grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 4, 2, 1.0
+grouping.GROUP, runs.CHUNK, training.SAVE_EVERY = 2, 1, 0.5
+sets.SIZE, sets.TEXTURE_TRAIN, tuning.COUNT = 64, 10, 2
 for line in sys.stdin:
     words, cache = json.loads(line)
     child = os.fork()
@@ -84,7 +85,14 @@ class Server:
         own = {"JAX_COMPILATION_CACHE_DIR": str(work / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2"}
         command, pipe = [sys.executable, "-c", SERVER], subprocess.PIPE
         self.process = subprocess.Popen(
-            command, cwd=work, env=os.environ | own, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+            command,
+            cwd=work,
+            env=os.environ | own,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # what ends this script is not for it
         )
 
     def run(self, place: Path, words: tuple[str, ...], *, killed_after: float | None = None) -> float:
@@ -202,14 +210,14 @@ def main() -> int:
             (*FLOWS, "--option", "checkpoint={place}/flows", "--out", "{out}"),
             model,
             lambda place: steps(place / "flows", "flow-training"),
-            16,
+            8,
         ),
         "tune": Command(("tune", "model", "set/brick", "--out", "{out}"), model, there("out")),
         "train-mae": Command(
-            ("train-mae", "set/brick", "--size", str(SIZE), "--epochs", "480", "--out", "{out}"),
+            ("train-mae", "set/brick", "--size", str(SIZE), "--epochs", "120", "--out", "{out}"),
             lambda place: arrays(place / "out", "autoencoder"),
             lambda place: steps(place / "out.unfinished", "training-run"),
-            600,
+            150,
         ),
         "weights import": Command(
             ("weights", "import", "resnet18", "trunk.npz"),
