@@ -19,6 +19,7 @@ from filelock import SoftFileLock, Timeout
 from f2pad_jax.errors import InputError
 
 LOCK = ".f2pad.lock"  # in a folder whose owner there is
+DEVICES = Path("/dev")
 ASIDE = "old"  # in a temporary folder: what is to be replaced, under its name
 
 
@@ -26,11 +27,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Writes a file at once; the folder must exist.
 
     Raises:
-      InputError: the file cannot be written.
+      InputError: the file cannot be written, or the name belongs to a folder, a pipe or a device.
     """
     path = Path(path)
     temporary = temporary_name(path.parent)
     try:
+        # a pipe would be replaced without a word, and /dev/stdout of a redirected command as well
+        if path.exists() and not (path.is_file() and path.parent.resolve() != DEVICES):
+            raise InputError("cannot be written (it is no file)", where=path, hint="name a new file")
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:

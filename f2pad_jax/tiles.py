@@ -106,13 +106,13 @@ def draw_tiles(
 
 def draw_tile(tile: Tile, height: float) -> Image.Image:
     """A picture with what lies over it; height in inches."""
-    down, across = tile.picture.shape[:2]
+    down, across = tile.picture.shape[0], tile.picture.shape[1]
     shape = _pixels(height), max(1, round(_pixels(height) * across / down))
     own = shape if shape[0] < down else (down, across)  # pixels of small pictures stay to be seen
     picture = resize_image(tile.picture, own)
     if tile.mask is not None:
         picture = _masked(picture, resize_mask(tile.mask, own), tile.colour)
-    drawn = Image.fromarray(picture).resize(shape[::-1], Image.Resampling.NEAREST)
+    drawn = Image.fromarray(picture).resize((shape[1], shape[0]), Image.Resampling.NEAREST)
     if tile.truth is not None:
         line = Image.fromarray(find_boundaries(resize_mask(tile.truth, shape), mode="thick"))
         drawn.paste("white" if tile.mask is None else "black", mask=line)

@@ -134,6 +134,22 @@ def test_what_the_system_refuses_is_one_line(
     assert capsys.readouterr().err == f"f2pad: error: {line}\n"
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_a_pipe_and_a_device_are_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices, target = (tmp_path / "dev").resolve(), tmp_path / "target"
+    devices.mkdir()
+    target.touch()
+    (devices / "stdout").symlink_to(target)  # as where a command is redirected to a file
+    monkeypatch.setattr(output, "DEVICES", devices)
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", devices / "stdout"):
+        with pytest.raises(InputError, match="no file"):
+            write_bytes(path, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert (devices / "stdout").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dev", "pipe", "target"]
+
+
 def test_a_reader_that_leaves_is_no_error() -> None:
     code = "import sys; from f2pad_jax.cli import main; sys.exit(main(['weights', 'list']))"
     reader, writer = os.pipe()

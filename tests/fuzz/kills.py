@@ -2,10 +2,10 @@
 
 Each command is first run to its end, on pictures made for the purpose. Then it is killed N times, each time in a new
 folder, and run again there. Everything is small, so that short runs have several chunks: `segment` solves 2 pictures
-together, `experiment` 1, `train-mae` keeps its state twice a second, a training of flows after each meta-epoch. Printed is how much
-of the whole was there after the kill, how many of these pieces the second run did again, whether it ended with the same
-bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a piece was done
-again, bytes differ, or something is left.
+together, `experiment` 1, `train-mae` keeps its state twice a second, a training of flows after each meta-epoch. Printed
+is how much of the whole was there after the kill, how many of these pieces the second run did again, whether it ended
+with the same bytes, times aside, and what else it left. SIGTERM ends it with what is done so far. Exits with 1 where a
+piece was done again, bytes differ, or something is left.
 """
 
 from __future__ import annotations
