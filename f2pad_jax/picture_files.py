@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from f2pad_jax import report
 from f2pad_jax.data.decoding import shape_of, split_page
+from f2pad_jax.data.folders import RECORDS
 from f2pad_jax.data.images import read_image, write_png, write_tiff
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError
@@ -26,7 +27,7 @@ from f2pad_jax.model import Model
 from f2pad_jax.output import append_line, json_line, write_bytes
 from f2pad_jax.segmentation import Segmentation, segment
 
-RECORDS, COCO = "results.jsonl", "coco.json"
+COCO = "coco.json"
 FILES = ("mask", "normal", "panel", "score", "refined")  # keys of a record that name files
 SPOILED = (ValueError, LookupError, TypeError, AttributeError, RecursionError)  # of a line that was cut off or changed
 LONGEST = 220  # bytes of a stem; file systems take names of 255

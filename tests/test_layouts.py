@@ -404,7 +404,12 @@ def test_list_images(tmp_path: Path) -> None:
     b, a = _picture(tmp_path / "few" / "b.PNG"), _picture(tmp_path / "few" / "a.png")
     _picture(tmp_path / "few" / "deeper" / "c.png")
     odd = tmp_path / "odd.dat"
+    with pytest.warns(InputWarning, match="few: holds folders of pictures, which are passed over; name them as well"):
+        assert list_images([odd, tmp_path / "few", a]) == [odd, a, b]
+    (tmp_path / "few" / "deeper" / "results.jsonl").touch()  # whose pictures are results
     assert list_images([odd, tmp_path / "few", a]) == [odd, a, b]
+    with pytest.raises(InputError, match="holds no pictures itself; name the folders in it"):
+        list_images([tmp_path])
     assert list_images([a, tmp_path / "few" / "deeper" / ".." / "a.png"]) == [a]
     pages = [Image.new("L", (3, 3), level) for level in (0, 9)]
     pages[0].save(tmp_path / "stack.TIF", format="TIFF", save_all=True, append_images=pages[1:])

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from f2pad_jax.data.decoding import TIFFS, pages_of
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.output import sweep, temporary_name
 
+RECORDS = "results.jsonl"  # in a folder of results
 SUFFIXES = TIFFS | frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".webp", ".avif", ".gif", ".tga", ".pnm", ".ppm", ".pgm", ".pbm"]
 )
@@ -26,6 +28,9 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
 
     Raises:
       InputError: a folder holds no picture, or nothing was named.
+
+    Warns:
+      InputWarning: a folder of pictures holds others, but for those of results.
     """
     named = (
         picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else pages_of(path))
@@ -121,4 +126,12 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def _filled(folder: Path) -> list[Path]:
-    return check_filled(pictures_in(folder), folder)
+    pictures = pictures_in(folder)
+    others = [path for path in subfolders(folder) if not (path / RECORDS).exists()]
+    if not any(_is_open(file, path) for path in others for file in path.rglob("*")):
+        return check_filled(pictures, folder)
+    if not pictures:
+        raise InputError("holds no pictures itself", where=folder, hint=f"name the folders in it: {folder}/*/")
+    what = "holds folders of pictures, which are passed over"
+    warnings.warn(InputWarning(what, where=folder, hint="name them as well"), stacklevel=4)
+    return pictures
