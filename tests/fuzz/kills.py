@@ -133,7 +133,7 @@ def content(place: Path) -> dict[str, bytes]:
             elif path.name == "settings.toml":  # each run has a folder of its own
                 data = json.dumps(tomllib.loads(data.decode()) | {"out": ""}).encode()
             elif path.suffix == ".md":
-                data = re.sub(rb"\| [\d.]+ \|$", b"| |", data, flags=re.MULTILINE)  # seconds of fits and solves
+                data = re.sub(rb"\| [\d.]+ \|$|\d+ s for fits", b"", data, flags=re.MULTILINE)
             found[path.relative_to(folder).as_posix()] = data
     return found
 
