@@ -60,7 +60,7 @@ def compare(folder: Path) -> None:
     """Imports the checkpoints, and prints how far their maps are from anomalib's."""
     import f2pad_jax as f2
     from f2pad_jax.data.images import read_image
-    from f2pad_jax.model import score_maps
+    from f2pad_jax.sights import score_maps
 
     normals = np.stack([read_image(path) for path in sorted((folder / "train").iterdir())])
     for name in DETECTORS:

@@ -24,13 +24,15 @@ from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
 from f2pad_jax.growing import let_grow
-from f2pad_jax.model import Model, Sight, look, paper_settings
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.picture_files import output_stems
 from f2pad_jax.preparing import Place, begin, find_region
+from f2pad_jax.procedure import paper_settings
 from f2pad_jax.segmentation import Segmentation
+from f2pad_jax.sights import Sight, look
 from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64

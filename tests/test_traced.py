@@ -30,10 +30,11 @@ from f2pad_jax.export import PLATFORMS, export
 from f2pad_jax.fills import Normals
 from f2pad_jax.fitting import fit
 from f2pad_jax.metrics import iou
-from f2pad_jax.model import Model, Procedure, paper_settings
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import SQUARE as FULL
+from f2pad_jax.procedure import Procedure, paper_settings
 from f2pad_jax.segmentation import segment
 from f2pad_jax.traced import VERDICTS, pieces, refine_one, score_one
 from f2pad_jax.traced.fills import harmonic_fill, matching_fill

@@ -20,13 +20,14 @@ from f2pad_jax.core.energy import scored_stride
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import fit
-from f2pad_jax.model import Model, look
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import vit
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.networks.vit import ViTSpec
 from f2pad_jax.preparing import plan
 from f2pad_jax.segmentation import segment
+from f2pad_jax.sights import look
 from f2pad_jax.weights import load_extractor, vit_keys
 from f2pad_jax.weights.registry import NETWORKS, _vit
 from f2pad_jax.weights.weight_files import read_weights
