@@ -52,9 +52,7 @@ def onnx(model: Model, path: Path) -> None:
     picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
     try:
         made = to_onnx(partial(score_one, _of_one_picture(model)), [picture], model_name="scores")
-    except (
-        Exception
-    ) as error:  # whatever it stumbles over: it has not all operations, nor knows all releases of jax
+    except Exception as error:  # such as an operation that it does not have
         what = f"jax2onnx cannot convert the model ({type(error).__name__}: {error})"
         raise InputError(what, where=path, hint="try another release of jax2onnx or jax, or .stablehlo") from error
     write_bytes(path, made.SerializeToString())
