@@ -11,21 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from scipy import ndimage
-from sklearn.neighbors import NearestNeighbors
 
-from f2pad_jax import calibrate, fit, maps, refine, segment
+from f2pad_jax import calibrate, maps, refine
 from f2pad_jax.calibration import units_of
 from f2pad_jax.cli import main
-from f2pad_jax.core.pixels import normalize
 from f2pad_jax.data.images import read_mask, resize_map, write_png, write_tiff
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.maps import check_map, list_maps, map_of, read_map
-from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model, foreign_scores, look, with_map
 from f2pad_jax.model_file import load_model, save_model
-from f2pad_jax.networks.extractor import Extractor
 
 SIDE = 64
 RNG = np.random.default_rng(0)
@@ -172,47 +167,6 @@ def test_the_map_decides_where_in_its_own_units(tiny_model: Model, case: tuple[n
     # Where the map shows nothing, nothing is looked at, whatever the model's own scores say.
     nothing = refine(calibrate(tiny_model, _maps(truth)[:4]), image, np.full((9, 5), 0.5))
     assert (nothing.status, nothing.verdict) == ("normal", "ok")
-
-
-def _neighbours(extractor: Extractor, pictures: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """PatchCore by scikit-learn: the distance of locally averaged features of one map to the nearest normal one."""
-
-    def features(image: np.ndarray) -> np.ndarray:
-        return ndimage.uniform_filter(np.asarray(extractor(normalize(image)[None])[1][0]), (3, 3, 1))
-
-    every = np.concatenate([features(image).reshape(-1, features(image).shape[-1]) for image in pictures])
-    found = NearestNeighbors(n_neighbors=1).fit(every[:: max(1, len(every) // 4000)])
-
-    def score(image: np.ndarray) -> np.ndarray:
-        grid = features(image)
-        return found.kneighbors(grid.reshape(-1, grid.shape[-1]))[0].reshape(grid.shape[:2])
-
-    return score
-
-
-def test_maps_of_another_detector_are_as_good_as_its_own(lite0: Extractor) -> None:
-    """Maps of another PatchCore as they are, and noisy votes of few trees such as a random forest gives."""
-    rng, found = np.random.default_rng(0), {"own": [], "other": [], "votes": []}
-    for name in ("brick", "gravel"):
-        normals, cases = texture_category(name, train=48, test=4, size=96)
-        model, score = fit(normals[:16], detector="patchcore", extractor=lite0), _neighbours(lite0, normals[16:36])
-        given = [score(image) for image in normals[36:]], [score(image) for image, _, _ in cases]
-        low, high, noise = np.min(given[0]), np.max(given[1]), np.std(given[1])
-
-        def votes(values: np.ndarray, low: float = low, high: float = high, noise: float = noise) -> np.ndarray:
-            return np.rint(50 * (values + rng.normal(0, noise, values.shape) - low) / (high - low))
-
-        ways = {"other": given, "votes": tuple([votes(values) for values in part] for part in given)}
-        pictures = [image for image, _, _ in cases]
-        results = {"own": segment(model, pictures)}
-        for way, (usual, values) in ways.items():
-            results[way] = refine(calibrate(model, usual), pictures, values)
-        for way, group in results.items():
-            found[way] += [iou(result.mask, truth) for result, (_, truth, _) in zip(group, cases, strict=True)]
-    means = {way: 100 * float(np.mean(values)) for way, values in found.items()}
-    print("mean IoU of 8 pictures:", ", ".join(f"{way} {mean:.1f}" for way, mean in means.items()))
-    assert means["own"] > 90
-    assert min(means.values()) > means["own"] - 2
 
 
 def test_units_that_are_not_known_are_not_guessed(tiny_model: Model, case: tuple[np.ndarray, np.ndarray]) -> None:
