@@ -1,6 +1,6 @@
 """F2PAD from the maps of another detector beside F2PAD from its own scores; run by hand.
 
-    python tests/foreign_maps.py    # prints the mean IoU of either, in two minutes
+    python tests/foreign_maps.py    # prints the mean IoU of each
 
 The other detector is PatchCore by scikit-learn, in units of its own; then its maps with noise of their own standard
 deviation, cut into 50 levels, as votes of the trees of a random forest are.
@@ -8,6 +8,7 @@ deviation, cut into 50 levels, as votes of the trees of a random forest are.
 
 from __future__ import annotations
 
+import jax.numpy as jnp
 import numpy as np
 from scipy import ndimage
 from sklearn.neighbors import NearestNeighbors
@@ -23,10 +24,10 @@ FITTED, OTHER, HELD, TESTS, LEVELS = 48, 32, 16, 4, 50  # pictures; and levels o
 
 def features(extractor: Extractor, image: np.ndarray) -> np.ndarray:
     """Two feature maps, locally averaged, on the finer grid: (h, w, C)."""
-    fine, coarse = (
-        ndimage.uniform_filter(np.asarray(one[0]), (3, 3, 1)) for one in extractor(normalize(image)[None])[1:3]
-    )
-    grown = ndimage.zoom(coarse, (fine.shape[0] / coarse.shape[0], fine.shape[1] / coarse.shape[1], 1), order=1)
+    maps = [np.asarray(one)[0] for one in extractor(jnp.asarray(normalize(image))[None])[1:3]]
+    fine, coarse = (np.asarray(ndimage.uniform_filter1d(ndimage.uniform_filter1d(one, 3, 0), 3, 1)) for one in maps)
+    factors = [*np.divide(fine.shape[:2], coarse.shape[:2]), 1]
+    grown = np.asarray(ndimage.zoom(coarse, factors, order=1))
     return np.concatenate([fine, grown], axis=-1)
 
 

@@ -289,7 +289,8 @@ def test_files_of_all_kinds_through_the_command_line(
         names.append(name)
 
     for suffix in ("jp2", "webp", "avif", "jfif", "tga", "pnm", "bmp", "TIF"):
-        save(f"{suffix}.{suffix}", **({"quality": 95} if suffix in ("jfif", "webp", "avif") else {}))
+        lossy: dict[str, Any] = {"quality": 95} if suffix in ("jfif", "webp", "avif") else {}
+        save(f"{suffix}.{suffix}", **lossy)
     turned = Image.Exif()
     turned[0x0112] = 8  # lies on its right side
     save("turned.jpg", Image.fromarray(np.rot90(picture, -1)), exif=turned, quality=95)
