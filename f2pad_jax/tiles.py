@@ -10,6 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 
 from f2pad_jax.data.images import resize_image, resize_mask
 
@@ -19,10 +21,21 @@ DPI = 200  # twice what a page shows, so that outlines stay sharp
 PAGE = (7.4, 9.8)  # width and height of the text of a page, inches
 LARGEST = 1.6  # height of a picture on a page with few of them, inches
 BACKBONE, REFINED = "#ff9f1c", "#16c79a"  # fills of the two masks
+HEAT = "inferno"  # matplotlib's name of the colours of score maps
+ROOM = 0.8  # inches of both sides of a picture from which on a bar of colours has room
+EDGE = [withStroke(linewidth=1, foreground="black")]  # so that white numbers are read over bright maps
 MANY = 9  # columns from which on texts are smaller
 
 _LABEL, _HEAD, _LINE = 0.24, 0.23, 0.14  # margins for labels, names of columns and captions, inches
 _PAD = 3 / 72  # between a picture and the name above it, inches
+
+
+class Scale(NamedTuple):
+    """What the colours of a map say, in the units of its scores."""
+
+    low: float
+    high: float
+    threshold: float
 
 
 class Tile(NamedTuple):
@@ -36,6 +49,7 @@ class Tile(NamedTuple):
       badge: a few words in its corner.
       caption: a line below it.
       box: (top, left, side) in pixels of a square to be framed.
+      scale: of a map, drawn as a bar of colours where the picture has room for it.
     """
 
     picture: np.ndarray
@@ -45,6 +59,7 @@ class Tile(NamedTuple):
     badge: str = ""
     caption: str = ""
     box: tuple[int, int, int] | None = None
+    scale: Scale | None = None
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -128,11 +143,26 @@ def paint(axes: Axes, tile: Tile, place: tuple[float, float, float, float]) -> N
         top, first, side = (length * height / tile.picture.shape[0] for length in tile.box)
         across, down = np.array([0, side, side, 0, 0]) + first, np.array([0, 0, side, side, 0]) + top
         axes.plot(left + across, bottom + height - down, color="white", linewidth=1)
+    if tile.scale is not None and min(width, height) >= ROOM:
+        _bar(axes, tile.scale, (left + 0.05 * width, bottom + 0.04, 0.9 * width, 0.04))
     if tile.badge:
         axes.text(
             left + 0.03 * width, bottom + 0.035 * height, tile.badge, fontsize=7, color="white", weight="bold",
             bbox={"boxstyle": "round,pad=0.25", "facecolor": "black", "alpha": 0.65, "linewidth": 0},
         )  # fmt: skip
+
+
+def _bar(axes: Axes, scale: Scale, place: tuple[float, float, float, float]) -> None:
+    """Draws the colours of a map with the scores at both ends and a stroke at the threshold; `place` as for `paint`."""
+    left, bottom, width, height = place
+    extent = left, left + width, bottom, bottom + height
+    axes.imshow(np.linspace(0, 1, 256)[None], cmap=HEAT, extent=extent, aspect="auto")
+    axes.add_patch(Rectangle((left, bottom), width, height, fill=False, edgecolor="white", linewidth=0.4))
+    at = left + width * (scale.threshold - scale.low) / ((scale.high - scale.low) or 1)
+    axes.plot([at, at], [bottom, bottom + height], color="white", linewidth=1)
+    style: dict[str, Any] = {"fontsize": 4.5, "color": "white", "va": "bottom", "path_effects": EDGE}
+    for score, place_of, align in ((scale.low, left, "left"), (scale.high, left + width, "right")):
+        axes.text(place_of, bottom + height + 0.015, f"{score:.3g}", ha=align, **style)
 
 
 def _masked(picture: np.ndarray, mask: np.ndarray, colour: str) -> np.ndarray:

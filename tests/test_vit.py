@@ -125,9 +125,11 @@ def compare(spec: ViTSpec, params: Any, tokens: Callable[[Any], list[Any]], grid
     extractor = Extractor(params, "", vit.apply, spec, "")
     found, back = jax.vjp(jax.jit(lambda x: extractor(x)), image)
     slope = back(tuple(jnp.asarray(w) for w in weights))[0]
-    for ours, theirs in zip(found, wanted, strict=True):
-        assert relative(ours, theirs.detach().numpy()) < 1e-5
-    assert relative(slope, np.asarray(pixels.grad).transpose(0, 2, 3, 1)) < 2e-5
+    largest = max(relative(ours, theirs.detach().numpy()) for ours, theirs in zip(found, wanted, strict=True))
+    gradient = relative(slope, np.asarray(pixels.grad).transpose(0, 2, 3, 1))
+    print(f"maps differ by at most {largest:.1e} of the largest value, the gradient by {gradient:.1e}")
+    assert largest < 1e-5
+    assert gradient < 2e-5
 
 
 def relative(found: Any, wanted: Any) -> float:
