@@ -19,7 +19,7 @@ from f2pad_jax.data.loading import read_test
 from f2pad_jax.experiments.sets import stratified
 from f2pad_jax.experiments.tables import markdown
 from f2pad_jax.metrics import image_auroc, iou, pixel_auroc
-from f2pad_jax.model import score_maps
+from f2pad_jax.sights import score_maps
 
 SIZE, REPORTED = 224, 16
 LEVELS = 200  # thresholds that are tried for the best one

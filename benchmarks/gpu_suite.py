@@ -32,8 +32,9 @@ from worker import need_torch
 from f2pad_jax import Model, solving
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fills import harmonic_fill
-from f2pad_jax.model import look, paper_settings
 from f2pad_jax.preparing import Plan, Start, plan
+from f2pad_jax.procedure import paper_settings
+from f2pad_jax.sights import look
 
 NETWORK, DETECTOR, CATEGORY = "resnet18", "patchcore", "brick"
 BATCHES, LANES, RULES = (1, 8, 64), (64, 128, 256), ("paper", "library")

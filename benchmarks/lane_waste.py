@@ -19,8 +19,8 @@ from timing import spread
 
 from f2pad_jax import Model, Settings, Solution, solve_many
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.model import look
 from f2pad_jax.preparing import Plan, build, plan
+from f2pad_jax.sights import look
 
 EXTRACTOR, CATEGORY, KINDS = "efficientnet_lite0", "brick", ("images", "grid")
 WIDTH = 8

@@ -9,8 +9,8 @@ import numpy as np
 from scipy import ndimage
 
 from f2pad_jax import Model
-from f2pad_jax.model import Sight, look
 from f2pad_jax.preparing import Plan, locate, plan
+from f2pad_jax.sights import Sight, look
 
 
 class Setup(NamedTuple):

@@ -20,13 +20,14 @@ import numpy as np
 from problems import Options, extractor_for
 
 import f2pad_jax
-from f2pad_jax.data.anomalies import cut_paste, paint
 from f2pad_jax.data.images import read_image, resize_image
 from f2pad_jax.data.layouts import open_category
+from f2pad_jax.data.paints import cut_paste, paint
 from f2pad_jax.data.shapes import stroke
 from f2pad_jax.data.textures import TEXTURES, photograph
 from f2pad_jax.metrics import iou
-from f2pad_jax.model import Model, Procedure
+from f2pad_jax.model import Model
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.reducing import seen_shape
 
 SIZES = (448, 1024)

@@ -17,9 +17,9 @@ from f2pad_jax.data.textures import texture_category
 from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import harmonic_fill
-from f2pad_jax.model import look
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import Start, build, plan
+from f2pad_jax.sights import look
 from f2pad_jax.weights.registry import NETWORKS
 
 EXTRACTORS = ("efficientnet_lite0", "resnet18")

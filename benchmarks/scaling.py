@@ -33,7 +33,7 @@ from worker import worker
 from f2pad_jax import Model, solve_many
 from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
-from f2pad_jax.model import apply_extractor, features
+from f2pad_jax.sights import apply_extractor, features
 
 NETWORK, FEW = "resnet18", 8  # training pictures where the fit does not matter
 GIB = 2**30

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from f2pad_jax.evaluation import evaluate
     from f2pad_jax.fitting import fit
     from f2pad_jax.maps import calibrate, refine
-    from f2pad_jax.model import Model, Procedure
+    from f2pad_jax.model import Model
     from f2pad_jax.model_file import load_model, save_model
     from f2pad_jax.preparing import prepare
+    from f2pad_jax.procedure import Procedure
     from f2pad_jax.segmentation import Segmentation, segment
     from f2pad_jax.trained import Trained, load_trained
     from f2pad_jax.tuning import tune
@@ -47,9 +48,10 @@ _HOMES = {
     "evaluation": "evaluate",
     "fitting": "fit",
     "maps": "calibrate refine",
-    "model": "Model Procedure",
+    "model": "Model",
     "model_file": "load_model save_model",
     "preparing": "prepare",
+    "procedure": "Procedure",
     "segmentation": "Segmentation segment",
     "trained": "Trained load_trained",
     "tuning": "tune",

@@ -16,10 +16,12 @@ from f2pad_jax.data.images import resize_image
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import fit
 from f2pad_jax.grouping import group_size
-from f2pad_jax.model import Model, Procedure, score_maps
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.reducing import seen_shape, work_shape
 from f2pad_jax.segmentation import Segmentation, segment
+from f2pad_jax.sights import score_maps
 from f2pad_jax.weights import load_extractor
 
 NORMAL, DEFECTIVE = 1, -1  # as scikit-learn names inliers and outliers

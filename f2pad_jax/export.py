@@ -43,14 +43,18 @@ def onnx(model: Model, path: Path) -> None:
     """Writes `score_one`, the detector's score map of one picture, as an ONNX graph with all weights inside.
 
     Raises:
-      InputError: the package jax2onnx is missing.
+      InputError: the package jax2onnx is missing, or cannot convert this model.
     """
     try:
         from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("jax2onnx is missing", hint="pip install 'f2pad_jax[onnx]'") from error
     picture = jax.ShapeDtypeStruct((*model.shape, 3), jnp.uint8)
-    made = to_onnx(partial(score_one, _of_one_picture(model)), [picture], model_name="scores")
+    try:
+        made = to_onnx(partial(score_one, _of_one_picture(model)), [picture], model_name="scores")
+    except Exception as error:  # such as an operation that it does not have
+        what = f"jax2onnx cannot convert the model ({type(error).__name__}: {error})"
+        raise InputError(what, where=path, hint="try another release of jax2onnx or jax, or .stablehlo") from error
     write_bytes(path, made.SerializeToString())
 
 

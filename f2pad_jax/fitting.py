@@ -23,9 +23,11 @@ from f2pad_jax.detectors import Detector, Maps, bound_of, check_options, detecto
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Inpainter, Normals
 from f2pad_jax.interest import cells_inside, check_roi
-from f2pad_jax.model import Model, Procedure, check_procedure, features, look, smooth_map
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor, map_shapes
+from f2pad_jax.procedure import Procedure, check_procedure
 from f2pad_jax.reducing import LEAST, Shape, largest_seen, reduce_images, scale_of
+from f2pad_jax.sights import features, look, smooth_map
 
 HELD_OUT, FEWEST = 8, 3  # one training picture in eight is kept from the detector; fewest pictures in all
 FLOOR = 1e-6  # of a typical value: a picture without any texture has no variation

@@ -14,6 +14,8 @@ from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import colormaps
+from matplotlib.colors import to_hex
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 from skimage.segmentation import find_boundaries
@@ -26,7 +28,8 @@ from f2pad_jax.interest import cells_inside
 from f2pad_jax.maps import read_map
 from f2pad_jax.output import write_bytes
 from f2pad_jax.picture_files import RECORDS
-from f2pad_jax.report import heat
+from f2pad_jax.report import heat, scale_of
+from f2pad_jax.tiles import HEAT, Scale
 
 SIDE = 256  # pixels of the longer side of what is shown
 QUALITY = 75  # of WebP
@@ -66,6 +69,7 @@ class Layer(NamedTuple):
 
     name: str
     data: str  # of a data URI
+    scale: Scale | None = None  # of a map
 
 
 def write_report(results: Path, out: Path) -> int:
@@ -91,6 +95,7 @@ def write_report(results: Path, out: Path) -> int:
         counts=Counter(line.verdict for line in lines),
         rows=_rows(lines, results),
         total=len(lines),
+        colours=[to_hex(colour) for colour in colormaps[HEAT](np.linspace(0, 1, 16))],
     )
     # Names of files may hold bytes that are no UTF-8.
     write_bytes(out, b"".join(part.encode("utf-8", "xmlcharrefreplace") for part in page))
@@ -123,14 +128,15 @@ def read_lines(results: Path) -> list[Line]:
 
 def _rows(lines: Sequence[Line], results: Path) -> Iterator[dict[str, Any]]:
     """What the template needs of each picture, as its turn comes."""
+    uses = Counter(Path(line.image).name for line in lines)
     for line in tqdm(lines, desc="report", unit="image", leave=False, disable=None):
+        path = Path(line.image)
         layers = [] if line.status == "failed" else list(_layers(line, results))
         yield {
-            "name": Path(line.image).name,
+            "name": path.name if uses[path.name] == 1 else f"{path.absolute().parent.name}/{path.name}",
             "line": line,
             "largest": max((defect.area for defect in line.defects), default=0),
-            "names": [layer.name for layer in layers],
-            "data": [layer.data for layer in layers],
+            "layers": [layer._asdict() for layer in layers],
         }
 
 
@@ -152,7 +158,8 @@ def _layers(line: Line, results: Path) -> Iterator[Layer]:
         yield Layer("input", _webp(below))
     for name, values in zip(("score map", "refined map"), maps, strict=True):
         name = f"{name}, {values.min():.4g} to {values.max():.4g}"
-        yield Layer(name, _webp(heat(resize_map(values, shape), line.threshold)))
+        scale = scale_of(values, line.threshold)
+        yield Layer(name, _webp(heat(resize_map(values, shape), scale)), scale)
     thick = cells_inside(mask, whole, shape)  # a scratch of one pixel stays to be seen
     yield Layer("mask", _webp(_outlined(below, thick)))
     yield Layer("recovered normal picture", _webp(shown))

@@ -14,9 +14,10 @@ import numpy as np
 from scipy import ndimage
 
 from f2pad_jax.core.pixels import normalize
-from f2pad_jax.model import Model, Sight, score_maps
+from f2pad_jax.model import Model
 from f2pad_jax.preparing import Start
 from f2pad_jax.segmentation import Segmentation, segment_regions
+from f2pad_jax.sights import Sight, score_maps
 
 ROUNDS = 3
 

@@ -19,9 +19,10 @@ from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.decoding import MAX_PIXELS, opened
 from f2pad_jax.errors import InputError
 from f2pad_jax.interest import check_roi
-from f2pad_jax.model import Model, foreign_scores, look, with_map
+from f2pad_jax.model import Model
 from f2pad_jax.preparing import locate
 from f2pad_jax.segmentation import Segmentation, in_groups, segment_regions
+from f2pad_jax.sights import foreign_scores, look, with_map
 
 SUFFIXES = (".npy", ".npz", ".tif", ".tiff", ".png")
 FEWEST = 3  # maps of normal pictures

@@ -21,8 +21,9 @@ from f2pad_jax.detectors.base import Shape
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
 from f2pad_jax.fills.autoencoder import OWN, Inpainter
-from f2pad_jax.model import Model, Procedure, ProcedureFacts
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor, check_precision, map_shapes
+from f2pad_jax.procedure import Procedure, ProcedureFacts
 from f2pad_jax.reducing import scale_of
 from f2pad_jax.schemas import Facts, Seed, facts_of, read_facts
 from f2pad_jax.weights import load_extractor

@@ -12,9 +12,10 @@ from skimage.morphology import remove_small_objects
 from f2pad_jax.calibration import choose_levels, piece_maxima, residual_of
 from f2pad_jax.core import Solution, levels_of
 from f2pad_jax.data.images import resize_map, resize_mask
-from f2pad_jax.model import Model, look, smooth_map
+from f2pad_jax.model import Model
 from f2pad_jax.preparing import SQUARE, Plan
 from f2pad_jax.reducing import scale_of
+from f2pad_jax.sights import look, smooth_map
 
 DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay

@@ -17,8 +17,9 @@ from f2pad_jax.data.arrays import as_picture
 from f2pad_jax.data.images import resize_image, resize_mask
 from f2pad_jax.detectors import Detector, Maps
 from f2pad_jax.fills import FILLS
-from f2pad_jax.model import Model, Sight, apply_extractor, look
+from f2pad_jax.model import Model
 from f2pad_jax.reducing import Shape, part_weights
+from f2pad_jax.sights import Sight, apply_extractor, look
 
 SHARES = (1 / 6, 1 / 2, 1.0)  # of the positions that a solve may be compiled for: small, usual and all
 SPREAD = 1.3  # of the cells of a map at twice the stride a share larger by this factor is met

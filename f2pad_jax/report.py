@@ -19,7 +19,7 @@ from rich.table import Table
 from f2pad_jax import metrics
 from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.evaluation import gap_closed
-from f2pad_jax.tiles import BACKBONE, DPI, HEIGHT, PAGE, REFINED, Tile, draw_tiles
+from f2pad_jax.tiles import BACKBONE, DPI, HEAT, HEIGHT, PAGE, REFINED, Scale, Tile, draw_tiles
 
 LABEL = 24  # characters that fit beside a row
 REPLACED = "\N{REPLACEMENT CHARACTER}"  # a sign that cannot be drawn
@@ -149,10 +149,11 @@ def _tiles(row: Row) -> list[Tile]:
     agreements = _agreement(row.initial_mask, row.truth), _agreement(row.mask, row.truth)
     row = _bounded(row)
     difference = row.image.astype(np.int16) - row.normal
+    scale = scale_of(row.score_map, row.threshold)
     return [
         Tile(row.image),
         Tile(row.image, row.truth) if row.truth is not None else Tile(np.full_like(row.image, 255)),
-        Tile(heat(row.score_map, row.threshold), truth=row.truth),
+        Tile(heat(row.score_map, scale), truth=row.truth, scale=scale),
         Tile(row.image, row.initial_mask, BACKBONE, row.truth, agreements[0]),
         Tile(row.image, row.mask, REFINED, row.truth, agreements[1]),
         Tile(row.normal),
@@ -181,8 +182,13 @@ def _agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
     return "" if truth is None else f"IoU {100 * metrics.iou(mask, truth):.1f}"
 
 
-def heat(scores: np.ndarray, threshold: float) -> np.ndarray:
-    """The score map in colours; a map that stays below the threshold stays dark."""
-    low, high = float(scores.min()), max(float(scores.max()), 1.5 * threshold)
+def scale_of(scores: np.ndarray, threshold: float) -> Scale:
+    """From the lowest score to the highest; a map that stays below the threshold stays dark."""
+    return Scale(float(scores.min()), max(float(scores.max()), 1.5 * threshold), threshold)
+
+
+def heat(scores: np.ndarray, scale: Scale) -> np.ndarray:
+    """The score map in the colours of a scale, uint8 (H, W, 3)."""
+    low, high, _ = scale
     scaled = (scores - low) / (high - low) if high > low else np.zeros_like(scores)
-    return (colormaps["inferno"](scaled)[..., :3] * 255).astype(np.uint8)
+    return (colormaps[HEAT](scaled)[..., :3] * 255).astype(np.uint8)

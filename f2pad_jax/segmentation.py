@@ -20,9 +20,10 @@ from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
 from f2pad_jax.grouping import budget, groups
 from f2pad_jax.interest import check_roi, lowest_outside
-from f2pad_jax.model import Model, Sight, look
+from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, read_off, refined_map
 from f2pad_jax.preparing import Plan, Start, locate, plan, plan_estimation
+from f2pad_jax.sights import Sight, look
 from f2pad_jax.solving import find_solutions
 
 

@@ -7,6 +7,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont
@@ -21,11 +22,21 @@ DPI = 200  # twice what a page shows, so that outlines stay sharp
 PAGE = (7.4, 9.8)  # width and height of the text of a page, inches
 LARGEST = 1.6  # height of a picture on a page with few of them, inches
 BACKBONE, REFINED = "#ff9f1c", "#16c79a"  # fills of the two masks
+HEAT = "inferno"  # matplotlib's name of the colours of score maps
+ROOM = 0.8  # inches of both sides of a picture from which on a bar of colours has room
 MANY = 9  # columns from which on texts are smaller
 
 _LABEL, _HEAD, _LINE = 0.24, 0.23, 0.14  # margins for labels, names of columns and captions, inches
 _PAD = 3 / 72  # between a picture and the name above it, inches
 _SHADE = (0, 0, 0, 166)  # behind a badge
+
+
+class Scale(NamedTuple):
+    """What the colours of a map say, in the units of its scores."""
+
+    low: float
+    high: float
+    threshold: float
 
 
 class Tile(NamedTuple):
@@ -39,6 +50,7 @@ class Tile(NamedTuple):
       badge: a few words in its corner.
       caption: a line below it.
       box: (top, left, side) in pixels of a square to be framed.
+      scale: of a map, drawn as a bar of colours where the picture has room for it.
     """
 
     picture: np.ndarray
@@ -48,6 +60,7 @@ class Tile(NamedTuple):
     badge: str = ""
     caption: str = ""
     box: tuple[int, int, int] | None = None
+    scale: Scale | None = None
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -120,6 +133,8 @@ def draw_tile(tile: Tile, height: float) -> Image.Image:
     if tile.box is not None:
         top, left, side = (length * shape[0] / down for length in tile.box)
         pen.rectangle((left, top, left + side, top + side), outline="white", width=_pixels(1 / 72))
+    if tile.scale is not None and min(shape) >= _pixels(ROOM):
+        _bar(drawn, tile.scale)
     if tile.badge:
         font, place = _font(7, bold=True), (0.03 * shape[1], 0.965 * shape[0])
         left, top, right, bottom = pen.textbbox(place, tile.badge, font, anchor="ls")
@@ -127,6 +142,22 @@ def draw_tile(tile: Tile, height: float) -> Image.Image:
         pen.rounded_rectangle((left - pad, top - pad, right + pad, bottom + pad), pad, fill=_SHADE)
         pen.text(place, tile.badge, "white", font, anchor="ls")
     return drawn
+
+
+def _bar(picture: Image.Image, scale: Scale) -> None:
+    """Draws the colours of a map low in it, with the scores at both ends and a stroke at the threshold."""
+    left, right, height = round(0.05 * picture.width), round(0.95 * picture.width), _pixels(0.04)
+    top, bottom = picture.height - 2 * height, picture.height - height
+    colours = (colormaps[HEAT](np.linspace(0, 1, right - left))[None, :, :3] * 255).astype(np.uint8)
+    picture.paste(Image.fromarray(colours).resize((right - left, height)), (left, top))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((left - 1, top - 1, right, bottom), outline="white")
+    at = left + (right - left) * (scale.threshold - scale.low) / ((scale.high - scale.low) or 1)
+    pen.line((at, top, at, bottom), "white", _pixels(1 / 72))
+    # the black edge is for bright maps
+    edged = {"font": _font(4.5), "fill": "white", "stroke_width": 1, "stroke_fill": "black"}
+    for score, place, anchor in ((scale.low, left, "ls"), (scale.high, right, "rs")):
+        pen.text((place, top - _pixels(0.02)), f"{score:.3g}", anchor=anchor, **edged)
 
 
 def _pixels(inches: float) -> int:

@@ -21,10 +21,10 @@ from f2pad_jax.core.pixels import MEAN, STD
 from f2pad_jax.detectors.padim import Dense, PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
-from f2pad_jax.model import SMOOTHING
 from f2pad_jax.networks.extractor import Extractor, check_precision, map_shapes
 from f2pad_jax.networks.resnet import FAMILY
 from f2pad_jax.reducing import Shape
+from f2pad_jax.sights import SMOOTHING
 from f2pad_jax.weights.key_maps import Intake
 from f2pad_jax.weights.loading import convert_state, make_extractor
 from f2pad_jax.weights.torch_file import read_checkpoint

@@ -8,19 +8,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from f2pad_jax.data.anomalies import (
-    CONTRAST,
-    DARKEST,
-    KINDS,
-    OPACITY,
-    PLAIN,
-    VISIBLE,
-    alter,
-    check_kinds,
-    cut_paste,
-    folder_of,
-    move,
-)
+from f2pad_jax.data.anomalies import KINDS, check_kinds, folder_of
+from f2pad_jax.data.changes import PLAIN, VISIBLE, alter, move
+from f2pad_jax.data.paints import CONTRAST, DARKEST, OPACITY, cut_paste
 from f2pad_jax.data.shapes import AREA
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError

@@ -10,6 +10,8 @@ from PIL import Image
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 import f2pad_jax
 from f2pad_jax import estimator
@@ -99,6 +101,7 @@ def test_tensors_of_torch() -> None:
         (RGB[:0], r"the picture is uint8 \(0, 9, 3\)"),
         (RGB.astype(np.float32), "the picture has floats from .* to 2.*; bring them into"),
         (np.full((2, 2), np.nan), "the picture has floats from nan to nan"),
+        (np.zeros(3), r"the picture is float64 \(\); give"),
         ([[1, 2], [3, 4]], "list is no picture"),
     ],
 )
@@ -124,13 +127,18 @@ def test_levels_of_white(tmp_path: Path) -> None:
     )
 
 
-def test_many_pictures() -> None:
+def test_many_pictures(tmp_path: Path) -> None:
     stack = np.stack([RGB, GREY])
     assert as_stack(stack) is stack
     for many in (stack / 255, [RGB, Image.fromarray(GREY)], (RGB, RGB[..., 0]), jnp.asarray(stack), Foreign(stack)):
         pictures, single = as_pictures(many)
         assert not single
         np.testing.assert_array_equal(pictures, stack)
+        np.testing.assert_array_equal(as_stack(many), stack)
+    names = [tmp_path / "colour.png", tmp_path / "grey.png"]
+    for name, picture in zip(names, stack, strict=True):
+        Image.fromarray(picture).save(name)
+    for many in (np.array(list(map(str, names))), np.array(names, dtype=object)):  # as scikit-learn splits them
         np.testing.assert_array_equal(as_stack(many), stack)
     assert as_pictures([]) == ([], False)
     assert as_stack([]).shape == (0, 0, 0, 3)
@@ -165,7 +173,11 @@ def test_the_estimator_is_one_of_scikit_learn(fits: list, tiny_model: Model) -> 
     values = cross_val_score(made, pictures, labels, scoring="roc_auc", cv=KFold(2))
     assert values.shape == (2,)
     assert values.min() >= 0.5
-    assert [len(images) for images, _ in fits] == [2, 2]  # defective pictures teach nothing
+    piped = cross_val_score(
+        make_pipeline(FunctionTransformer(), made), pictures, labels, scoring="roc_auc", cv=KFold(2)
+    )
+    np.testing.assert_array_equal(piped, values)
+    assert [len(images) for images, _ in fits] == [2, 2] * 2  # defective pictures teach nothing
     assert fits[0][1]["procedure"].false_alarms == 0.02
     assert (fits[0][1]["detector"], fits[0][1]["seed"], fits[0][1]["seen"]) == ("padim", 3, (64, 64))
     assert made.fit(list(normals)) is made

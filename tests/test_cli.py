@@ -15,22 +15,26 @@ import numpy as np
 import pytest
 from PIL import Image
 from results import a_result
+from test_layouts import COPIES
 
 import f2pad_jax
-from f2pad_jax import commands, evaluation, segmentation
+from f2pad_jax import commands, evaluation, picture_files, segmentation
 from f2pad_jax.cli import main
 from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
 from f2pad_jax.growing import let_grow
-from f2pad_jax.model import Model, Sight, look, paper_settings
+from f2pad_jax.metrics import iou
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
 from f2pad_jax.picture_files import output_stems
 from f2pad_jax.preparing import Place, begin, find_region
+from f2pad_jax.procedure import paper_settings
 from f2pad_jax.segmentation import Segmentation
+from f2pad_jax.sights import Sight, look
 from f2pad_jax.weights.flow_files import to_freia
 
 SIZE = 64
@@ -249,6 +253,68 @@ def test_pictures_of_cameras_through_the_command_line(
     # Masks are read in threads: any may be the first.
     assert "_mask.jpg: has more levels than black and white; cut at the middle" in lines[0]
     assert lines[1] == "f2pad: warning: so it is with 1 more: has more levels than black and white; cut at the middle"
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_layouts_through_the_command_line(
+    work: Path, found: None, tiny_model: Model, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay_out, train, tests = COPIES[name]
+    lay_out(work / "sets/pictures/part")
+    read: list[int] = []
+    monkeypatch.setattr(making, "fit", lambda images, **_: read.append(len(images)) or tiny_model)
+    assert main(["fit", "sets/pictures/part", *FIT, "--size", str(SIZE), "--out", "other"]) == 0
+    assert read == [len(train)]
+    assert main(["evaluate", "other", "sets/pictures/part", "--layout", name.partition(":")[0], "--out", "out"]) == 0
+    (run,) = json.loads((work / "out/metrics.json").read_text())["runs"]
+    assert (run["dataset"], run["category"], run["failed"]) == ("pictures", "part", 0)
+    assert [image["image"] for image in run["per_image"]] == list(tests)
+
+
+def test_files_of_all_kinds_through_the_command_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What cameras and programs write is segmented, each picture once and as it is seen; what is doubtful is told."""
+    seen: dict[str, np.ndarray] = {}
+
+    def segment(model: Model, images: list[np.ndarray], **_: Any) -> list[Segmentation]:
+        return [a_result(image, image[..., 0] > 130) for image in images]
+
+    monkeypatch.setattr(picture_files, "segment", segment)
+    picture = np.full((24, 32, 3), 60, np.uint8)
+    picture[8:16, 8:24, 0] = 200
+    colour, folder, names = Image.fromarray(picture), work / "new", []
+    folder.mkdir()
+
+    def save(name: str, image: Image.Image = colour, **options: Any) -> None:
+        image.save(folder / name, **options)
+        names.append(name)
+
+    for suffix in ("jp2", "webp", "avif", "jfif", "tga", "pnm", "bmp", "TIF"):
+        lossy: dict[str, Any] = {"quality": 95} if suffix in ("jfif", "webp", "avif") else {}
+        save(f"{suffix}.{suffix}", **lossy)
+    turned = Image.Exif()
+    turned[0x0112] = 8  # lies on its right side
+    save("turned.jpg", Image.fromarray(np.rot90(picture, -1)), exif=turned, quality=95)
+    save("palette.png", colour.quantize(4))
+    save("pages.tiff", save_all=True, append_images=[colour])
+    names[-1:] = ["pages_1.tiff", "pages_2.tiff"]
+    save("clear.png", Image.fromarray(np.dstack([picture, np.zeros((24, 32), np.uint8)])))
+    save("dark.png", Image.fromarray(np.full((24, 32), 4000, np.uint16)))
+    capsys.readouterr()
+    assert main(["segment", "model", "new", "new/../new/bmp.bmp", "--out", "out"]) == 0
+    lines = [json.loads(line) for line in (work / "out/results.jsonl").read_text().splitlines()]
+    assert sorted(Path(line["image"]).name for line in lines) == sorted(names)
+    truth = picture[..., 0] > 130
+    for line in lines:
+        seen[Path(line["image"]).name] = mask = read_mask(work / "out" / line["mask"])
+        assert mask.shape == truth.shape
+    assert not seen.pop("dark.png").any()
+    for name, mask in seen.items():
+        assert iou(mask, truth) > 0.7, name
+    told = capsys.readouterr().err
+    assert "clear.png: is transparent everywhere, which is ignored" in told
+    assert "dark.png: has 16 bits of which the upper ones are unused; if its white is 4095" in told
 
 
 @pytest.fixture

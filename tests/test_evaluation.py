@@ -14,7 +14,7 @@ from f2pad_jax import evaluation
 from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import evaluate, gap_closed, metrics_file, plain_settings
-from f2pad_jax.model import Procedure
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import Segmentation
 
 SIZE = 24

@@ -38,9 +38,10 @@ from f2pad_jax.experiments import (
     variants,
 )
 from f2pad_jax.fitting import fit, refit_mixture
-from f2pad_jax.model import Procedure, look, score_maps
 from f2pad_jax.preparing import build, find_region, plan
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import segment, segment_regions
+from f2pad_jax.sights import look, score_maps
 
 ONE = ("--category", "brick", "--detector", "padim", "--untuned")
 

@@ -7,7 +7,7 @@ import io
 import json
 import re
 import shutil
-import subprocess
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +16,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from PIL import Image
+from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 from results import a_result
 
 from f2pad_jax import gallery, picture_files
@@ -28,7 +30,7 @@ from f2pad_jax.segmentation import Segmentation
 
 MODEL = cast(Model, SimpleNamespace(threshold=0.5, shape=(24, 40), windowed=False, white_level=None))
 NAMES = ("b<script>alert(1)<!--.png", "a & b.png", "good.png", "日本.png")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def _result(image: np.ndarray) -> Segmentation:
@@ -66,13 +68,13 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "out"
 
 
-class _Page(HTMLParser):
+class _Markup(HTMLParser):
     """The rows of the table with what is embedded in each, and every address that the page names."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[dict[str, str | None]] = []
-        self.embedded: list[dict[str, Any]] = []
+        self.embedded: list[list[dict[str, Any]]] = []
         self.addresses: list[str | None] = []
         self.inside = False
 
@@ -91,8 +93,8 @@ class _Page(HTMLParser):
         self.inside = False
 
 
-def _page(path: Path) -> _Page:
-    page = _Page()
+def _markup(path: Path) -> _Markup:
+    page = _Markup()
     page.feed(path.read_text("utf-8"))
     page.close()
     return page
@@ -100,7 +102,7 @@ def _page(path: Path) -> _Page:
 
 def test_a_page_has_one_row_a_picture_and_no_other_file(results: Path, tmp_path: Path) -> None:
     assert main(["report", str(results), "--out", str(tmp_path / "page.html")]) == 0
-    page = _page(tmp_path / "page.html")
+    page = _markup(tmp_path / "page.html")
     assert page.addresses == []
     assert not re.search(r"https?:|@import|url\(", (tmp_path / "page.html").read_text("utf-8"))
     assert [row["data-name"] for row in page.rows] == [*NAMES, "none.png"]
@@ -109,15 +111,26 @@ def test_a_page_has_one_row_a_picture_and_no_other_file(results: Path, tmp_path:
     assert "data-score" not in page.rows[4]
     assert len(page.embedded) == 4
     first = page.embedded[0]
-    assert [name.split(",")[0] for name in first["names"]] == [
+    assert [layer["name"].split(",")[0] for layer in first] == [
         "input", "score map", "refined map", "mask", "recovered normal picture"
     ]  # fmt: skip
-    assert "10 to 100" in first["names"][1]
-    for data in first["data"]:
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+    assert "10 to 100" in first[1]["name"]
+    assert [layer["scale"] for layer in first] == [None, [10, 100, 50], [10, 200, 50], None, None]
+    for layer in first:
+        with Image.open(io.BytesIO(base64.b64decode(layer["data"]))) as picture:
             assert (picture.format, picture.size) == ("WEBP", (40, 24))
-    with Image.open(io.BytesIO(base64.b64decode(first["data"][0]))) as picture:
+    with Image.open(io.BytesIO(base64.b64decode(first[0]["data"]))) as picture:
         assert np.abs(np.asarray(picture.convert("RGB"))[6, 12].astype(int) - [100, 0, 0]).max() < 40
+
+
+def test_names_that_several_pictures_have_tell_the_folder(results: Path, tmp_path: Path) -> None:
+    lines = (results / "results.jsonl").read_text("utf-8").splitlines()
+    (results / "results.jsonl").write_text(
+        "\n".join([*lines, json.dumps({"image": "other/good.png", "status": "failed"})])
+    )
+    write_report(results, tmp_path / "page.html")
+    names = [row["data-name"] for row in _markup(tmp_path / "page.html").rows]
+    assert names == [*NAMES[:2], f"{tmp_path.name}/good.png", NAMES[3], "none.png", "other/good.png"]
 
 
 def test_pictures_are_small_and_inputs_that_are_gone_are_left_out(
@@ -126,9 +139,9 @@ def test_pictures_are_small_and_inputs_that_are_gone_are_left_out(
     monkeypatch.setattr(gallery, "SIDE", 20)
     (tmp_path / NAMES[1]).unlink()
     assert main(["report", str(results)]) == 0
-    page = _page(results / "report.html")
-    assert [len(each["data"]) for each in page.embedded] == [5, 4, 5, 5]
-    with Image.open(io.BytesIO(base64.b64decode(page.embedded[0]["data"][3]))) as picture:
+    page = _markup(results / "report.html")
+    assert [len(layers) for layers in page.embedded] == [5, 4, 5, 5]
+    with Image.open(io.BytesIO(base64.b64decode(page.embedded[0][3]["data"]))) as picture:
         assert picture.size == (20, 12)
 
 
@@ -153,31 +166,161 @@ def test_results_that_cannot_be_shown_are_one_line(results: Path, tmp_path: Path
     assert not (tmp_path / "page.html").exists()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium")
-def test_the_page_works_in_a_browser(results: Path, tmp_path: Path) -> None:
-    """Counts follow the threshold, filters and headers act, and pictures far from the window are not decoded."""
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium")
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        except PlaywrightError as error:
+            pytest.skip(f"Chromium does not start ({error})")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(results: Path, tmp_path: Path, browser: Browser) -> Iterator[Page]:
+    """The report of 41 pictures, open; in the end nothing was fetched and the console is empty."""
     lines = (results / "results.jsonl").read_text("utf-8").splitlines()
     (results / "results.jsonl").write_text("\n".join(lines[:4] * 10 + lines[4:]), "utf-8")
     write_report(results, tmp_path / "page.html")
-    acts = """<script>
-    const tell = (name, value) => document.documentElement.setAttribute("data-" + name, value);
-    const set = (id, value) => { byId(id).value = value; byId(id).dispatchEvent(new Event("input", {bubbles: true})); };
-    tell("counts", byId("counts").textContent);
-    set("threshold", 120); tell("moved", byId("counts").textContent);
-    set("score", 120); tell("shown", byId("shown").textContent);
-    set("score", ""); set("name", "GOOD"); tell("named", byId("shown").textContent); set("name", "");
-    document.querySelector("[data-key=score]").click();
-    tell("first", document.querySelector("tbody tr").dataset.score);
-    setTimeout(() => tell("drawn", document.querySelectorAll("img[src]").length), 300);
-    </script></body>"""
-    page = (tmp_path / "page.html").read_text("utf-8").replace("</body>", acts)
-    (tmp_path / "acting.html").write_text(page, "utf-8")
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync"]
-    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=2000"]
-    address = (tmp_path / "acting.html").as_uri()
-    done = subprocess.run([*command, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True)
-    found = dict(re.findall(r'data-(\w+)="([^"]*)"', done.stdout.partition(">")[2].partition(">")[0]))
-    assert found["counts"].startswith("score above 50.00: 30 of 40 pictures (30 defect, 0 unexplained, 0 ok)")
-    assert found["moved"].startswith("score above 120.0: 20 of 40 pictures")
-    assert (found["shown"], found["named"], found["first"]) == ("20 shown", "10 shown", "220.0")
-    assert 4 <= int(found["drawn"]) < 80
+    address, told, asked = (tmp_path / "page.html").as_uri(), [], []
+    with browser.new_page(viewport={"width": 1000, "height": 700}) as page:
+        page.on("console", lambda message: told.append(message.text))
+        page.on("pageerror", lambda error: told.append(str(error)))
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto(address)
+        yield page
+        assert told == []
+        assert [url for url in asked if not url.startswith("data:")] == [address]
+
+
+def _slide(slider: Locator, place: float) -> float:
+    """Clicks on a slider at a share of its width; its value then."""
+    box = slider.bounding_box()
+    assert box is not None
+    slider.click(position={"x": place * box["width"], "y": box["height"] / 2})
+    return float(slider.input_value())
+
+
+def _names(page: Page) -> list[str]:
+    return [Path(name).name for name in page.locator("tbody tr:visible td.name").all_text_contents()]
+
+
+def test_counts_follow_the_threshold(page: Page) -> None:
+    counts = page.locator("#counts")
+    assert counts.inner_text().startswith("score above 50.00: 30 of 40 pictures (30 defect, 0 unexplained, 0 ok)")
+    scores = [100, 140, 10, 220]
+    for place in (0.02, 0.3, 0.5, 0.9, 0.98):
+        at = _slide(page.locator("#threshold"), place)
+        above = sum(10 for score in scores if score > at)
+        assert f": {above} of 40 pictures" in counts.inner_text()
+        assert page.locator("tr.above").count() == above
+    page.keyboard.press("Home")
+    assert ": 30 of 40 pictures (30 defect" in counts.inner_text()  # none is above itself
+
+
+def test_filters_leave_what_they_say(page: Page) -> None:
+    shown = page.locator("#shown")
+    assert (shown.inner_text(), len(_names(page))) == ("41 shown", 41)
+    page.get_by_label("defect", exact=True).uncheck()
+    assert _names(page) == ["good.png"] * 10 + ["none.png"]
+    page.get_by_label("failed").uncheck()
+    assert set(_names(page)) == {"good.png"}
+    page.get_by_label("defect", exact=True).check()
+    page.get_by_label("score from").fill("120")
+    assert shown.inner_text() == "20 shown"
+    page.get_by_label("score from").fill("")
+    page.get_by_label("name").fill("GOOD")
+    assert (set(_names(page)), shown.inner_text()) == ({"good.png"}, "10 shown")
+    page.get_by_label("name").fill("")
+    page.get_by_label("area from").fill("6")  # per cent: 48 of 960 pixels are 5, 72 are 7.5
+    assert set(_names(page)) == {"a & b.png", "日本.png"}
+
+
+def test_headers_sort(page: Page) -> None:
+    def column(number: int) -> list[str]:
+        return page.locator(f"tbody tr td:nth-child({number})").all_inner_texts()
+
+    def press(name: str) -> str | None:
+        page.get_by_role("button", name=name, exact=False).click()
+        return page.locator("th", has=page.get_by_role("button", name=name)).get_attribute("aria-sort")
+
+    scores = ["220"] * 10 + ["140"] * 10 + ["100"] * 10 + ["10"] * 10 + [""]
+    assert (press("score"), column(4)) == ("descending", scores)
+    assert (press("score"), column(4)) == ("ascending", scores[::-1])
+    assert (press("area"), column(5)[0]) == ("descending", "8.750 %")
+    assert (press("picture"), column(2)[0]) == ("ascending", "none.png")
+    assert (press("picture"), Path(column(2)[0]).name) == ("descending", "日本.png")
+    assert (press("verdict"), column(3)[-1].split()[0]) == ("ascending", "ok")
+    assert page.locator("th[aria-sort]").count() == 1
+
+
+def test_a_slider_goes_through_the_layers(page: Page) -> None:
+    view = page.locator(".view").first
+    slider, name = view.get_by_role("slider"), view.locator("output")
+    assert name.inner_text() == "input"
+    seen = []
+    for _ in range(4):
+        for _ in range(20):
+            slider.press("ArrowRight")
+        seen.append(name.inner_text().split(",")[0])
+    assert seen == ["score map", "refined map", "mask", "recovered normal picture"]
+    slider.press("Home")
+    for _ in range(10):
+        slider.press("ArrowRight")
+    assert view.locator("img").nth(1).evaluate("image => [image.naturalWidth, image.style.opacity]") == [40, "0.5"]
+    everywhere = page.get_by_label("show all as")
+    everywhere.press("End")
+    assert set(page.locator(".view output").all_inner_texts()) - {""} == {"recovered normal picture"}
+    narrow = view.bounding_box()
+    view.locator(".stack").click()
+    wide = view.bounding_box()
+    assert narrow is not None
+    assert wide is not None
+    assert wide["width"] > 1.5 * narrow["width"]
+
+
+def test_nothing_is_cut_off_or_covered(page: Page) -> None:
+    """On a desk and on a phone, and with a picture that is enlarged."""
+    row, view = page.locator("tbody tr").first, page.locator(".view").first
+    for width in (1400, 1000, 390):
+        page.set_viewport_size({"width": width, "height": 800})
+        for _ in range(2):
+            assert page.evaluate("document.documentElement.scrollWidth") <= width
+            picture = view.bounding_box()
+            assert picture is not None
+            for cell in ("name", "verdict", "score", "area", "defects"):
+                text = row.locator(f"td.{cell}").bounding_box()
+                assert text is not None
+                apart = picture["x"] + picture["width"] <= text["x"] or picture["y"] + picture["height"] <= text["y"]
+                assert apart, (width, cell)
+            view.locator(".stack").click()
+
+
+def test_maps_have_a_bar_of_their_colours(page: Page) -> None:
+    view = page.locator(".view").first
+    bar = view.locator(".scale")
+    assert not bar.is_visible()
+    height = view.bounding_box()
+    view.get_by_role("slider").fill("2")
+    assert view.locator("output").inner_text() == "refined map, 10 to 200"
+    assert bar.inner_text().split() == ["10.00", "threshold", "50.00", "200.0"]
+    place = bar.locator("i").evaluate("mark => parseFloat(mark.style.left)")
+    assert place == pytest.approx(100 * (50 - 10) / (200 - 10), abs=1e-3)
+    assert view.bounding_box() == height  # nothing below it moves
+    view.get_by_role("slider").fill("3")
+    assert not bar.is_visible()
+
+
+def test_pictures_far_from_the_window_are_not_loaded(page: Page) -> None:
+    first, last = page.locator(".view").first, page.locator(".view").last
+    loaded = page.locator("img[src]")
+    first.locator("img[src]").first.wait_for()
+    assert last.locator("img[src]").count() == 0
+    assert 4 <= loaded.count() <= 20
+    last.scroll_into_view_if_needed()
+    last.locator("img[src]").first.wait_for()
+    expect(first.locator("img[src]")).to_have_count(0)
+    assert loaded.count() <= 20

@@ -19,10 +19,11 @@ from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import fit
 from f2pad_jax.interest import cells_inside, check_roi, digest_of, read_roi
-from f2pad_jax.model import Model, look, smooth_map
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.segmentation import Segmentation, segment
+from f2pad_jax.sights import look, smooth_map
 from f2pad_jax.windows import segment_windows, training_windows
 
 SIDE = 64

@@ -19,12 +19,13 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fills import FILLS, training
 from f2pad_jax.fills.autoencoder import Inpainter, autoencoder_fill, removed_tokens, spec_of
 from f2pad_jax.fitting import fit
-from f2pad_jax.model import Model, Procedure
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import mae, transformer
 from f2pad_jax.networks.mae import MAESpec
 from f2pad_jax.networks.transformer import patchify
 from f2pad_jax.preparing import begin
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.weights import import_weights, list_weights, load_extractor, mae_keys
 from f2pad_jax.weights.inpainters import load_inpainter
 from f2pad_jax.weights.registry import NETWORKS, _inpainter

@@ -19,8 +19,9 @@ from f2pad_jax.data.images import read_mask, resize_map, write_png, write_tiff
 from f2pad_jax.data.textures import make_textures, texture_category
 from f2pad_jax.errors import InputError
 from f2pad_jax.maps import check_map, list_maps, map_of, read_map
-from f2pad_jax.model import Model, foreign_scores, look, with_map
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.sights import foreign_scores, look, with_map
 
 SIDE = 64
 RNG = np.random.default_rng(0)

@@ -21,10 +21,11 @@ from f2pad_jax.detectors.padim import PaDiM
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals
-from f2pad_jax.model import Model, Procedure
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import VERSION, ModelFacts, _fields, load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights import load_extractor
 

@@ -14,18 +14,20 @@ import skimage.data
 from f2pad_jax.boxes import Box, enclosing
 from f2pad_jax.core import objective, reduce, terms
 from f2pad_jax.core.pixels import normalize
-from f2pad_jax.data.anomalies import paint
 from f2pad_jax.data.images import resize_image, resize_mask
+from f2pad_jax.data.paints import paint
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import Normals, matching_fill
 from f2pad_jax.fills.harmonic import harmonic_fill
 from f2pad_jax.fitting import fit
 from f2pad_jax.metrics import iou
-from f2pad_jax.model import Model, Procedure, look
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.preparing import affected, build, plan
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.reducing import axis_weights, part_weights, reduce_images, seen_shape, work_shape
 from f2pad_jax.segmentation import Segmentation, segment
+from f2pad_jax.sights import look
 from f2pad_jax.traced import score_one
 
 SHAPE, SEEN = (160, 240), (64, 96)

@@ -29,11 +29,13 @@ from f2pad_jax.fills import matching
 from f2pad_jax.fitting import fit, synthetic_anomalies
 from f2pad_jax.grouping import GROUP
 from f2pad_jax.metrics import iou
-from f2pad_jax.model import Model, Procedure, look, score_maps, smooth_map
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.outcomes import clean, read_off, refined_map
 from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import Segmentation, segment, segment_regions
+from f2pad_jax.sights import look, score_maps, smooth_map
 from f2pad_jax.solving import find_solutions
 
 SIDE = 64

@@ -22,9 +22,10 @@ from f2pad_jax.experiments.models import Unit
 from f2pad_jax.fitting import fit
 from f2pad_jax.growing import Growth, grow, let_grow
 from f2pad_jax.metrics import f1max, iou
-from f2pad_jax.model import Model, look, score_maps
+from f2pad_jax.model import Model
 from f2pad_jax.preparing import find_region
 from f2pad_jax.segmentation import Segmentation, segment, segment_regions
+from f2pad_jax.sights import look, score_maps
 
 SIZE, TRAIN, IMAGES = 32, 16, 3
 ONE = ("--category", "brick", "--detector", "padim", "--untuned")

@@ -8,10 +8,12 @@ import pytest
 
 from f2pad_jax.cli import parser
 from f2pad_jax.commands.pictures import run_synthesize
-from f2pad_jax.data.anomalies import CONTRAST, KINDS, cut_paste, half_swap, paint
+from f2pad_jax.data.anomalies import KINDS
+from f2pad_jax.data.changes import half_swap
 from f2pad_jax.data.images import read_image, write_png
 from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_tests
+from f2pad_jax.data.paints import CONTRAST, cut_paste, paint
 from f2pad_jax.data.shapes import AREA, draw_mask
 from f2pad_jax.data.synthesize import synthesize_category
 from f2pad_jax.errors import InputError

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import skimage.data
 
-from f2pad_jax.data.anomalies import KINDS, cut_paste
+from f2pad_jax.data.anomalies import KINDS
 from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_images, load_tests
+from f2pad_jax.data.paints import cut_paste
 from f2pad_jax.data.textures import TEXTURES, make_textures, texture_category
 from f2pad_jax.errors import InputError
 

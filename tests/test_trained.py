@@ -24,11 +24,12 @@ import f2pad_jax as f2
 from f2pad_jax.cli import main
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.errors import InputError
-from f2pad_jax.model import features, score_maps
 from f2pad_jax.reducing import reduce_images
+from f2pad_jax.sights import features, score_maps
 from f2pad_jax.traced import score_one
 from f2pad_jax.trained import load_trained
-from f2pad_jax.weights.torch_file import _Inert, read_checkpoint
+from f2pad_jax.weights.torch_file import read_checkpoint
+from f2pad_jax.weights.unpickling import Inert
 
 torch = pytest.importorskip("torch")
 import_torchvision()  # for timm
@@ -274,11 +275,11 @@ def test_objects_beside_the_tensors_are_inert(tmp_path: Path) -> None:
     assert found["layers"] == ("layer2", "layer3")
     assert beside["counts"] == {1, 2}
     inert = [found[name] for name in ("path", "colour", "thing")] + found["calls"]
-    assert {type(value) for value in inert} == {_Inert}
+    assert {type(value) for value in inert} == {Inert}
 
 
 def test_the_stand_in_cannot_be_changed() -> None:
-    before = dict(vars(_Inert))
+    before = dict(vars(Inert))
     name = b"cos\nsystem\n"
     for use in (
         name + b"}(Vappend\nK\x01u" + b"b",  # BUILD of the class
@@ -293,7 +294,7 @@ def test_the_stand_in_cannot_be_changed() -> None:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("archive/data.pkl", root)
         assert read_checkpoint(file.getvalue())[0] == {}
-    assert dict(vars(_Inert)) == before
+    assert dict(vars(Inert)) == before
 
 
 @pytest.mark.parametrize(

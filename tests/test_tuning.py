@@ -14,9 +14,10 @@ from f2pad_jax import tuning
 from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import FILLS, Match
-from f2pad_jax.model import Model, Procedure, check_procedure
+from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome
 from f2pad_jax.preparing import Plan, begin
+from f2pad_jax.procedure import Procedure, check_procedure
 
 IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 REGION = np.ones((8, 8), bool)

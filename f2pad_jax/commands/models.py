@@ -25,9 +25,9 @@ from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
 from f2pad_jax.interest import read_roi
 from f2pad_jax.maps import calibrate, list_maps, read_map
-from f2pad_jax.model import Procedure, paper_settings
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
+from f2pad_jax.procedure import Procedure, paper_settings
 from f2pad_jax.reducing import seen_shape, work_shape
 from f2pad_jax.trained import load_trained
 from f2pad_jax.tuning import tune

@@ -51,7 +51,8 @@ def as_pictures(images: object, *, white_level: int | None = None) -> tuple[list
     """One picture or many as eight-bit RGB, and whether it is one.
 
     Args:
-      images: a picture as `as_picture` takes it, an array (N, H, W, C), or an iterable of pictures of any sizes.
+      images: a picture as `as_picture` takes it, an array (N, H, W, C), or an iterable of pictures of any sizes, such
+        as an array (N,) of names.
       white_level: as for `as_picture`.
 
     Raises:
@@ -60,7 +61,8 @@ def as_pictures(images: object, *, white_level: int | None = None) -> tuple[list
     """
     if getattr(images, "ndim", None) == 4:
         return [as_picture(image, white_level=white_level) for image in _as_array(images)], False
-    if isinstance(images, str | os.PathLike | Image.Image) or hasattr(images, "__array__"):
+    pixels = hasattr(images, "__array__") and getattr(images, "ndim", None) != 1
+    if pixels or isinstance(images, str | os.PathLike | Image.Image):
         return [as_picture(images, white_level=white_level)], True
     if isinstance(images, Iterable) and not isinstance(images, bytes | Mapping):
         return [as_picture(image, white_level=white_level) for image in images], False

@@ -13,13 +13,13 @@ from f2pad_jax.errors import InputError
 
 AREA = (0.003, 0.13)  # least and greatest share of the picture that a mask covers; the paper's reach 13 %
 
+Masks = Sequence[np.ndarray] | None  # shapes of real defects to draw from; without, shapes are made up
+
 _TRIES = 200
 
 
-def draw_mask(
-    shape: tuple[int, int], rng: np.random.Generator, *, masks: Sequence[np.ndarray] | None = None
-) -> np.ndarray:
-    """A defect mask, bool `shape`, covering a share of the picture within `AREA`; see `anomalies.cut_paste`."""
+def draw_mask(shape: tuple[int, int], rng: np.random.Generator, *, masks: Masks = None) -> np.ndarray:
+    """A defect mask, bool `shape`, covering a share of the picture within `AREA`; see `paints.cut_paste`."""
     for _ in range(_TRIES):
         if masks is not None:
             mask = _resized(masks[int(rng.integers(len(masks)))], shape, rng)

@@ -15,11 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from f2pad_jax.data.anomalies import KINDS, check_kinds, folder_of, half_swap
-from f2pad_jax.data.anomalies import cut_paste as cut_paste  # callers know it by this module
+from f2pad_jax.data.anomalies import KINDS, check_kinds, folder_of
+from f2pad_jax.data.changes import half_swap
 from f2pad_jax.data.folders import find_images, list_images, new_folder
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.layouts import find_category, open_category
+from f2pad_jax.data.paints import cut_paste as cut_paste  # callers know it by this module
 from f2pad_jax.errors import InputError
 
 

@@ -14,8 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 import skimage.data
 
-from f2pad_jax.data.anomalies import KINDS, check_kinds, cut_paste, folder_of
+from f2pad_jax.data.anomalies import KINDS, check_kinds, folder_of
 from f2pad_jax.data.folders import new_folder
+from f2pad_jax.data.paints import cut_paste
 from f2pad_jax.data.synthesize import write_category, write_manifest
 from f2pad_jax.errors import InputError
 

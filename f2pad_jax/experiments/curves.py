@@ -11,9 +11,10 @@ import numpy as np
 
 from f2pad_jax.core import Energy, Problem, Settings, Solution, Status, init, objective, step
 from f2pad_jax.core.solver import no_info, solution
-from f2pad_jax.model import Model, Sight
+from f2pad_jax.model import Model
 from f2pad_jax.outcomes import read_off
 from f2pad_jax.preparing import begin, build, plan
+from f2pad_jax.sights import Sight
 
 _step = jax.jit(step)
 

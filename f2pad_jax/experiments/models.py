@@ -16,10 +16,11 @@ from f2pad_jax.experiments.records import ChosenFacts, read_record, write_record
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import fit_changes
 from f2pad_jax.fitting import draw_shots, fit, refit_mixture
-from f2pad_jax.model import Model, ProcedureFacts
+from f2pad_jax.model import Model
 from f2pad_jax.model_file import SettingsFacts
 from f2pad_jax.networks.extractor import Extractor, check_precision
 from f2pad_jax.output import make_folder
+from f2pad_jax.procedure import ProcedureFacts
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.tuning import tune
 

@@ -24,10 +24,12 @@ from f2pad_jax.experiments.sets import Category
 from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import f1max
-from f2pad_jax.model import Model, Procedure, Sight, look, paper_settings, score_maps
+from f2pad_jax.model import Model
 from f2pad_jax.outcomes import clean, refined_map
 from f2pad_jax.preparing import Place, locate, plan
+from f2pad_jax.procedure import Procedure, paper_settings
 from f2pad_jax.segmentation import Segmentation, segment_regions
+from f2pad_jax.sights import Sight, look, score_maps
 from f2pad_jax.solving import find_solutions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper

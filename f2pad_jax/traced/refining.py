@@ -20,9 +20,10 @@ from f2pad_jax.data.images import resize_mask
 from f2pad_jax.detectors import Drawing, Maps, drawing_of
 from f2pad_jax.detectors.base import enlarge
 from f2pad_jax.interest import lowest_outside
-from f2pad_jax.model import SMOOTHING, Model
+from f2pad_jax.model import Model
 from f2pad_jax.outcomes import CERTAIN, DOT, EDGE, NEAR, REACH
 from f2pad_jax.reducing import Shape, axis_weights
+from f2pad_jax.sights import SMOOTHING
 from f2pad_jax.traced.fills import FILLS
 from f2pad_jax.traced.pieces import (
     SQUARE,

@@ -31,9 +31,9 @@ from f2pad_jax.data.images import read_image, read_mask
 from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments.records import check_parts, digest_of, model_of, read_plan, write_record
-from f2pad_jax.model import Procedure
 from f2pad_jax.model_file import VERSION, ModelFacts, _fields
 from f2pad_jax.picture_files import _whole_records
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights.torch_file import read_checkpoint, read_torch
 from f2pad_jax.weights.weight_files import read_weights
