@@ -20,6 +20,7 @@ from f2pad_jax.errors import InputError
 PIXELS = 0.005  # share of normal pixels that the region's lower limit lets through
 SPREAD, WEIGHT = 0.25, 4  # spread of log peaks before any is seen, and the number of pictures that it counts for
 GAIN, POWER = 0.4, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
+POOR = 0.25  # error of a fill, in normalised colour, above which β is larger in proportion
 UNEXPLAINED = 0.25  # share of a piece's own peak that may be left in n
 
 
@@ -126,11 +127,20 @@ class Levels(NamedTuple):
     residual: float
 
 
-def choose_levels(region: np.ndarray, costs: np.ndarray, left: np.ndarray, betas: np.ndarray, limits: Limits) -> Levels:
+def choose_levels(
+    region: np.ndarray,
+    costs: np.ndarray,
+    left: np.ndarray,
+    betas: np.ndarray,
+    limits: Limits,
+    *,
+    error: float = np.inf,
+) -> Levels:
     """For each connected piece of the region the largest β that it can pay for and whose n is normal.
 
     The pull of l_n on a pixel grows with the excess of its s_ij, so what stands out by a factor r can pay for a β that
-    grows with r^POWER: a faint scratch for little, a pasted colour for much, which leaves nothing else marked. Of the
+    grows with r^POWER: a faint scratch for little, a pasted colour for much, which leaves nothing else marked. Normal
+    pixels differ from a fill that is a poor copy as well, so β is larger in proportion to the fill's error. Of the
     levels up to that, the highest is taken whose n has lost its anomaly: the s_ij left there are those of a usual
     normal picture, or no more than a share of `UNEXPLAINED` of what they were. This is the discrepancy principle of
     inverse problems, piece by piece; no truth and no number of the part enters.
@@ -141,12 +151,13 @@ def choose_levels(region: np.ndarray, costs: np.ndarray, left: np.ndarray, betas
       left: of n at the end of each level, (K, S, S).
       betas: β at the end of each level, rising, (K,).
       limits: of normal pictures.
+      error: of the fill, as `fills.Match` has it; infinite where it is unknown.
     """
     pieces = np.asarray(label(region, connectivity=2))
     peaks = piece_maxima(costs, pieces)[1:]
     lasts = np.stack([piece_maxima(values, pieces)[1:] for values in left])
     ratios = lasts / np.maximum(limits.cost, UNEXPLAINED * peaks)  # (K, pieces)
-    affordable = np.clip(GAIN * (peaks / limits.cost) ** POWER, betas[0], betas[-1])
+    affordable = np.clip(poorness(error) * GAIN * (peaks / limits.cost) ** POWER, betas[0], betas[-1])
     chosen = np.full(len(peaks) + 1, -1)
     residual = 0.0
     for k in range(len(peaks)):
@@ -156,6 +167,11 @@ def choose_levels(region: np.ndarray, costs: np.ndarray, left: np.ndarray, betas
         chosen[k + 1] = explained[-1] if len(explained) else ratios[: top + 1, k].argmin()
         residual = max(residual, float(ratios[chosen[k + 1], k]))
     return Levels(chosen[pieces], residual)
+
+
+def poorness(error: float) -> float:
+    """The factor of β for a fill of this error, at least 1; 1 where the error is not finite, which means unknown."""
+    return max(error / POOR, 1.0) if np.isfinite(error) else 1.0
 
 
 def residual_of(region: np.ndarray, before: np.ndarray, after: np.ndarray, threshold: float) -> float:

@@ -55,7 +55,9 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     if model.procedure.sparsity == "levels" and chosen.start.filled:
         ends, factors = levels_of(chosen.start.filled, chosen.settings)
         betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
-        found = choose_levels(region, costs, _left_maps(model, chosen, solution), betas, model.limits)
+        found = choose_levels(
+            region, costs, _left_maps(model, chosen, solution), betas, model.limits, error=chosen.start.error
+        )
         lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
         level, residual = resize_mask(found.level, model.shape), found.residual
         mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])

@@ -102,11 +102,13 @@ class Start(NamedTuple):
       normal: n⁽⁰⁾.
       fill: the filled picture, whose features choose PatchCore's candidates M_ij.
       filled: whether n⁽⁰⁾ is the fill, not x.
+      error: of the fill, as `fills.Match` has it; infinite where it is unknown.
     """
 
     normal: np.ndarray
     fill: np.ndarray
     filled: bool
+    error: float = np.inf
 
 
 def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
@@ -125,8 +127,8 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
     region = model.inspected(resize_mask(region, (image.shape[0], image.shape[1])))
     fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model)
     if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
-        return Start(image, fill, filled=False)
-    return Start(fill, fill, filled=True)
+        return Start(image, fill, filled=False, error=error)
+    return Start(fill, fill, filled=True, error=error)
 
 
 class Place(NamedTuple):

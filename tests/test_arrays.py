@@ -101,7 +101,7 @@ def test_tensors_of_torch() -> None:
         (RGB[:0], r"the picture is uint8 \(0, 9, 3\)"),
         (RGB.astype(np.float32), "the picture has floats from .* to 2.*; bring them into"),
         (np.full((2, 2), np.nan), "the picture has floats from nan to nan"),
-        (np.zeros(3), r"the picture is float64 \(\); give"),
+        (np.zeros(3), r"the picture is float64 \(3,\); give"),
         ([[1, 2], [3, 4]], "list is no picture"),
     ],
 )

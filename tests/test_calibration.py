@@ -8,6 +8,7 @@ from scipy.stats import norm
 
 from f2pad_jax.calibration import (
     GAIN,
+    POOR,
     SPREAD,
     UNEXPLAINED,
     WEIGHT,
@@ -15,6 +16,7 @@ from f2pad_jax.calibration import (
     choose_levels,
     limits_of,
     piece_maxima,
+    poorness,
     residual_of,
 )
 from f2pad_jax.outcomes import NEAR, clean, refined_map
@@ -88,6 +90,16 @@ def test_pieces_pay_for_sparsity_by_how_far_they_stand_out() -> None:
     assert levels.level[30, 30] == len(BETAS) - 1
     assert (levels.level[~region] == -1).all()
     assert levels.residual == pytest.approx(1 / 10)
+
+
+@pytest.mark.parametrize(("error", "factor"), [(0.1, 1.0), (POOR, 1.0), (2 * POOR, 2.0), (np.inf, 1.0), (np.nan, 1.0)])
+def test_poor_fills_ask_for_more_sparsity(error: float, factor: float) -> None:
+    """As if what a piece can pay for were the factor times as much; an error that is not known changes nothing."""
+    assert poorness(error) == factor
+    region, costs = _two_pieces()
+    calm = np.ones((len(BETAS), SIDE, SIDE))
+    level = choose_levels(region, costs, calm, BETAS, LIMITS, error=error).level[10, 10]
+    assert BETAS[level] == pytest.approx(factor * GAIN * 1.5**2, rel=0.16)
 
 
 def test_a_level_that_leaves_the_anomaly_in_n_is_not_taken() -> None:

@@ -15,7 +15,8 @@ from scipy import ndimage
 from f2pad_jax.core.pixels import STD, normalize
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import FILLS, Normals, harmonic_fill, matching, matching_fill
-from f2pad_jax.fills.matching import BATCH, COARSE, search, surroundings_weight
+from f2pad_jax.fills.matching import GAP, OWN, own_cells, own_part, surroundings_weight
+from f2pad_jax.fills.searching import BATCH, COARSE, search, spectra_of
 
 SIDE = 64
 CORNER = 100  # of the true crop in the photograph
@@ -231,18 +232,64 @@ def test_the_search_is_a_loop_over_turns_pictures_and_shifts(photograph: np.ndar
         np.testing.assert_array_equal(shift[turn, index], place)
 
 
+def test_a_pattern_that_repeats_itself_is_its_own_material(photograph: np.ndarray) -> None:
+    """No picture of the photograph has this pattern of 16 × 16 pixels."""
+    tile = ndimage.gaussian_filter(np.random.default_rng(5).uniform(-1, 1, (16, 16)), 1.5, mode="wrap")
+    tile = 130 + 400 * tile
+    truth, region = normalize(crop(np.tile(tile, (4, 4)), 0, 0)), np.zeros((SIDE, SIDE), bool)
+    region[26:34, 24:31] = True
+    normals = among_others(photograph, crop(photograph, CORNER, CORNER))
+    for wild in ([2.0, -1.5, 1.0], [-1.0, 2.0, 0.5]):  # what is in the region does not matter
+        broken = np.where(region[..., None], np.array(wild, np.float32), truth)
+        filled, error = matching_fill(broken, region, normals)
+        np.testing.assert_allclose(filled, truth, atol=0.06)  # three grey levels
+        assert error < 0.02
+
+
+def test_no_pixel_near_the_region_is_taken(rng: np.random.Generator) -> None:
+    """The search within the picture itself, against a loop over all shifts."""
+    side, cells = 48, 48 // COARSE
+    image, region = rng.standard_normal((side, side, 3)).astype(np.float32), np.zeros((side, side), bool)
+    region[20:28, 24:30] = True
+    weight, far = surroundings_weight(region), np.asarray(ndimage.distance_transform_edt(~region)) > GAP
+    usable = own_part(np.asarray(ndimage.distance_transform_edt(~region)))
+    np.testing.assert_array_equal(usable, far)
+    free = own_cells(usable, COARSE)
+    np.testing.assert_array_equal(free, far.reshape(cells, COARSE, cells, COARSE).all(axis=(1, 3)))
+    cost, shift = search(image, weight, spectra_of(image[None], free, cell=COARSE), free)
+    assert (np.isfinite(cost).sum(axis=0) >= OWN).all()
+    pooled = image.reshape(cells, COARSE, cells, COARSE, 3).mean(axis=(1, 3))
+    mass = weight.reshape(cells, COARSE, cells, COARSE).mean(axis=(1, 3))
+    seen = (image * weight[..., None]).reshape(cells, COARSE, cells, COARSE, 3).mean(axis=(1, 3)) / np.maximum(
+        mass, 1e-6
+    )[..., None]
+    wanted, lowest, place = region.reshape(cells, COARSE, cells, COARSE).any(axis=(1, 3)), np.inf, (0, 0)
+    for down in range(-cells + 1, cells):
+        for right in range(-cells + 1, cells):
+            there = ndimage.shift(free, (-down, -right), order=0, prefilter=False) > 0
+            value = ndimage.shift(pooled, (-down, -right, 0), order=0, prefilter=False)
+            share = (mass * there).sum()
+            if (wanted & ~there).any() or share <= 0.7 * mass.sum():
+                continue
+            total = (mass * there * np.square(seen - value).sum(axis=-1)).sum() / share
+            if total < lowest:
+                lowest, place = total, (COARSE * down, COARSE * right)
+    np.testing.assert_allclose(cost[0, 0], lowest, rtol=1e-4)
+    np.testing.assert_array_equal(shift[0, 0], place)
+
+
 def test_normal_pictures_are_transformed_once(
     photograph: np.ndarray, case: tuple[np.ndarray, np.ndarray, Region], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, broken, region = case
     seen: list[int] = []
-    transform = matching._spectra
 
-    def counted(pictures: np.ndarray, *, cell: int) -> jax.Array:
-        seen.append(len(pictures))
-        return transform(pictures, cell=cell)
+    def counted(pictures: np.ndarray, usable: jax.Array | None = None, *, cell: int) -> jax.Array:
+        if usable is None:  # else it is the picture itself
+            seen.append(len(pictures))
+        return spectra_of(pictures, usable, cell=cell)
 
-    monkeypatch.setattr(matching, "_spectra", counted)
+    monkeypatch.setattr(matching, "spectra_of", counted)
     pictures = np.stack([crop(photograph, 20 * k, 400 - 30 * k) for k in range(BATCH + 3)])
     normals = Normals(pictures)
     assert len(normals) == BATCH + 3

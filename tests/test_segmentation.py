@@ -16,8 +16,7 @@ from scipy import ndimage
 from skimage.measure import label
 from solving import tiny_extractor
 
-from f2pad_jax import model as models
-from f2pad_jax import preparing, segmentation, solving
+from f2pad_jax import preparing, segmentation, sights, solving
 from f2pad_jax.calibration import choose_levels, limits_of
 from f2pad_jax.core import Settings, Status, levels_of, solve
 from f2pad_jax.core.pixels import normalize
@@ -394,15 +393,20 @@ def counts(monkeypatch: pytest.MonkeyPatch) -> Counts:
         function = getattr(owner, name)
 
         def counted(*arguments: Any, **options: Any) -> Any:
-            into.append(size(*arguments))
+            into.append(size(*arguments, **options))
             return function(*arguments, **options)
 
         monkeypatch.setattr(owner, name, counted)
 
-    for module in (models, preparing):
+    for module in (sights, preparing):
         count(module, "apply_extractor", found.passes, lambda _, images: len(images))
     count(preparing, "affected", found.regions, lambda region, _: int(region.sum()))
-    count(matching, "_spectra", found.transformed, len)
+    count(
+        matching,
+        "spectra_of",
+        found.transformed,
+        lambda pictures, usable=None, cell=0: 0 if usable is not None else len(pictures),
+    )
     solves = solving.solve_on_all
 
     def solve_on_all(*arguments: Any) -> Any:

@@ -85,16 +85,17 @@ def test_the_membrane_is_that_of_the_sparse_solver(side: slice) -> None:
 def test_the_matching_fill_is_that_of_the_host(tiny_model: Model) -> None:
     shape, scale = (96, 144), 2.0
     normals, cases = texture_category("brick", train=9, test=1, size=96)
-    wide = [resize_image(each, (shape[0] + 6, shape[1] + 6)) for each in [*normals, cases[0][2]]]
+    wide = [resize_image(each, (shape[0] + 8, shape[1] + 8)) for each in [*normals, cases[0][2]]]
     material = Normals(np.stack([each[: shape[0], : shape[1]] for each in wide[:4]]), scale)
-    image = normalize(wide[2][5 : 5 + shape[0], 4 : 4 + shape[1]])  # another crop of one of them
+    image = normalize(wide[2][8 : 8 + shape[0], 7 : 7 + shape[1]])  # another crop of one of them
     region = np.zeros(shape, bool)
     region[20:36, 24:50] = True
     model = replace(tiny_model, normals=material, shape=shape)
     filled, error = jax.jit(lambda x, r: matching_fill(model, x, r))(image, region)
     wanted = fills.matching_fill(image, region, material)
-    assert float(error) == pytest.approx(wanted.error, rel=0.02)
-    np.testing.assert_allclose(filled, wanted.filled, atol=0.01)
+    assert float(error) == pytest.approx(wanted.error, abs=0.03)  # pixels far away count there, not here
+    assert wanted.error < 0.1  # it is found
+    np.testing.assert_allclose(filled, wanted.filled, atol=0.05)
 
 
 @pytest.mark.parametrize("detector", ["padim", "patchcore"])

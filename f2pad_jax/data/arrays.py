@@ -61,7 +61,8 @@ def as_pictures(images: object, *, white_level: int | None = None) -> tuple[list
     """
     if getattr(images, "ndim", None) == 4:
         return [as_picture(image, white_level=white_level) for image in _as_array(images)], False
-    pixels = hasattr(images, "__array__") and getattr(images, "ndim", None) != 1
+    names = isinstance(images, np.ndarray) and images.dtype.kind in "OU"
+    pixels = hasattr(images, "__array__") and not names
     if pixels or isinstance(images, str | os.PathLike | Image.Image):
         return [as_picture(images, white_level=white_level)], True
     if isinstance(images, Iterable) and not isinstance(images, bytes | Mapping):

@@ -10,12 +10,15 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from f2pad_jax.core.pixels import normalize
+from f2pad_jax.fills.aligning import align
 from f2pad_jax.fills.autoencoder import removed_tokens
-from f2pad_jax.fills.matching import FAR, REFINED, RING, Normals, align, pool, search
+from f2pad_jax.fills.matching import FAR, OWN, REFINED, RING, own_cells, own_part
+from f2pad_jax.fills.searching import pool, search, spectra_of
 from f2pad_jax.model import Model
 from f2pad_jax.networks.mae import reconstruct
 from f2pad_jax.traced.pieces import squared_distance
 
+TINY = 1e-6  # share of their weight that pixels far from the region keep
 RESIDUAL = 1e-6  # of the membrane's equations, relative to their right side
 NEIGHBOURS = ((-1, 0), (1, 0), (0, -1), (0, 1))
 
@@ -74,37 +77,50 @@ def matching_fill(model: Model, image: Float[Array, "h w 3"], region: Bool[Array
     width = normals.scale * RING
     squares = squared_distance(region)
     weight = jnp.where(region, 0.0, FAR + jnp.exp(-squares / (2 * width**2)))
+    usable = own_part(jnp.sqrt(squares), normals.scale)
+    cells = own_cells(usable, normals.cell)
+    own = spectra_of(image[None], cells, cell=normals.cell)
     costs, shifts = search(image, weight, normals.spectra, cell=normals.cell)
+    own_costs, own_shifts = search(image, weight, own, cells, cell=normals.cell)
     lowest, order = jax.lax.top_k(-costs.ravel(), min(REFINED, costs.size))
-    count = costs.shape[1]
+    own_lowest, own_order = jax.lax.top_k(-own_costs.ravel(), OWN)
+    count = len(normals)
+    # the picture itself is one more, behind the others
+    lowest, turns = jnp.append(lowest, own_lowest), jnp.append(order // count, own_order)
+    order = jnp.append(order % count, jnp.full(OWN, count))
+    shifts = jnp.concatenate([shifts, own_shifts], axis=1)
     small, light = pool(image, reduced), pool(weight[..., None], reduced)[..., 0]
     pictures = jnp.asarray(normals.pictures)
 
-    def candidate(place: Array) -> tuple[Array, Array, Array]:
-        shift = shifts.reshape(-1, 2)[place] / reduced
-        picture = pool(_turned(pictures, normals, place % count, place // count), reduced)
-        return align(small, light, picture, jnp.append(shift, 0.0), jnp.zeros(2))
+    def source(index: Array, turn: Array) -> tuple[Array, Array]:
+        mine = index == count
+        picture = jnp.where(mine, image, normalize(pictures[jnp.minimum(index, count - 1)]))
+        return _turned(picture, turn), _turned(jnp.where(mine, usable, 1.0)[..., None], turn)
 
-    moved, poses, errors = jax.lax.map(candidate, order)
+    def candidate(place: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+        index, turn = place
+        picture, there = (pool(each, reduced) for each in source(index, turn))
+        return align(small, light, picture, there[..., 0], jnp.append(shifts[turn, index] / reduced, 0.0), jnp.zeros(2))
+
+    moved, poses, errors = jax.lax.map(candidate, (order, turns))
     errors = jnp.where(jnp.isfinite(lowest) & jnp.isfinite(errors), errors, jnp.inf)
     best = jnp.argmin(errors)
     error, shown = errors[best], moved[best]
     if reduced > 1:
-        picture = _turned(pictures, normals, order[best] % count, order[best] // count)
+        picture, there = source(order[best], turns[best])
         start = _enlarged(poses[best], small.shape[:2], region.shape, reduced)
-        around = jnp.where(squares <= (2 * width) ** 2, weight, 0.0)
-        shown, _, own = align(image, around, picture, start, jnp.zeros(2))
-        error = jnp.minimum(error, own)
+        around = jnp.where(squares <= (2 * width) ** 2, weight, TINY * weight)
+        shown, _, full = align(image, around, picture, there[..., 0], start, jnp.zeros(2))
+        error = jnp.minimum(error, full)
     found = jnp.isfinite(errors[best])
     shown = jnp.where(found, shown, 0.0)  # then the membrane alone is the fill
     filled = jnp.where(region[..., None], shown + harmonic_fill(image - shown, region), image)
     return filled, jnp.where(found, jnp.sqrt(error), jnp.inf)
 
 
-def _turned(pictures: Array, normals: Normals, index: Array, quarters: Array) -> Array:
-    """`Normals.turned`; a picture that is no square is turned by halves only, for the search tries no others."""
-    picture = normalize(pictures[index])
-    height, width = normals.pictures.shape[1:3]
+def _turned(picture: Array, quarters: Array) -> Array:
+    """A picture (H, W, C) turned by quarters; one that is no square by halves only, for the search tries no others."""
+    height, width = picture.shape[:2]
     turns = [0, 1, 2, 3] if height == width else [0, 0, 2, 2]
     return jax.lax.switch(quarters, [lambda p, k=k: jnp.rot90(p, k) for k in turns], picture)
 

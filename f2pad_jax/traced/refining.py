@@ -11,7 +11,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, UInt8
 from scipy.ndimage import gaussian_filter1d
 
-from f2pad_jax.calibration import GAIN, POWER, UNEXPLAINED
+from f2pad_jax.calibration import GAIN, POOR, POWER, UNEXPLAINED
 from f2pad_jax.core import Problem, Reduction, Solution, levels_of, reduce, sharing_weights, solve
 from f2pad_jax.core.penalty import pixel_norm
 from f2pad_jax.core.pixels import normalize
@@ -56,6 +56,7 @@ class Start(NamedTuple):
     normal: Float[Array, "h w 3"]
     fill: Float[Array, "h w 3"]
     filled: Bool[Array, ""]
+    error: Float[Array, ""]
 
 
 class Outcome(NamedTuple):
@@ -157,7 +158,7 @@ def _begin(model: Model, image: Array, region: Array) -> Start:
     region = model.inspected(resize_mask(region, model.shape))
     fill, error = FILLS[choice if choice in FILLS else "matching"](model, image, region)
     filled = {"image": False, "auto": error <= model.procedure.trusted}.get(choice, True)
-    return Start(jnp.where(filled, fill, image), fill, jnp.asarray(filled))
+    return Start(jnp.where(filled, fill, image), fill, jnp.asarray(filled), jnp.asarray(error))
 
 
 def _locate(model: Model, sight: Sight) -> tuple[Array, Start]:
@@ -172,7 +173,7 @@ def _locate(model: Model, sight: Sight) -> tuple[Array, Start]:
         after = jnp.where(start.filled, region, before)
         return after, start, jnp.any(after != before)
 
-    unfilled = Start(sight.image, sight.image, jnp.zeros((), bool))
+    unfilled = Start(sight.image, sight.image, jnp.zeros((), bool), jnp.float32(jnp.inf))
     first = (wide, unfilled, jnp.any(wide))
     found, start, _ = lax.while_loop(lambda carry: carry[2], once_more, first)
     return found, start
@@ -208,7 +209,7 @@ def _solved(model: Model, sight: Sight, region: Array, start: Start) -> Outcome:
     if procedure.sparsity == "levels":
         mask, residual = lax.cond(
             start.filled,
-            lambda: _by_levels(model, sight, problem, solution),
+            lambda: _by_levels(model, sight, problem, solution, start.error),
             lambda: _by_scores(model, sight, problem, solution),
         )
     else:
@@ -238,7 +239,7 @@ def _sharing(model: Model, sight: Sight, start: Start) -> Sharing | None:
     return sharing.replace(weights=jnp.where(always | start.filled, sharing.weights, own))
 
 
-def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution) -> tuple[Array, Array]:
+def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution, error: Array) -> tuple[Array, Array]:
     """`calibration.choose_levels` for every pixel of the region, and the mask and residual of these levels."""
     ends, factors = levels_of(problem.filled, model.settings)
     betas = (factors * model.settings.beta0)[:, None, None]
@@ -249,7 +250,8 @@ def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution)
     lasts = lax.map(lambda grid: highest(_smoothed(model, grid), numbers), left)
     peaks, usual = highest(_smoothed(model, sight.costs), numbers), model.limits.cost
     ratios = lasts / jnp.maximum(usual, UNEXPLAINED * peaks)
-    affordable = jnp.clip(GAIN * (peaks / usual) ** POWER, betas[0], betas[-1])
+    poor = jnp.where(jnp.isfinite(error), jnp.maximum(error / POOR, 1), 1)
+    affordable = jnp.clip(poor * GAIN * (peaks / usual) ** POWER, betas[0], betas[-1])
     errors = jnp.abs(jnp.log(betas / affordable))
     order = jnp.arange(len(betas))[:, None, None]
     allowed = order < len(betas) - jnp.argmin(errors[::-1], axis=0)  # up to the last of equals
