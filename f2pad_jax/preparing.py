@@ -56,6 +56,11 @@ def find_region(model: Model, scores: np.ndarray, *, faint: bool = False, limits
     return model.inspected(free)
 
 
+def find_doubtful(model: Model, sight: Sight) -> np.ndarray:
+    """Where a picture may be anomalous, faint pieces as well: (h, w) bool. Fills take nothing from there."""
+    return find_region(model, sight.scores, faint=True, limits=sight.limits)
+
+
 class Affected(NamedTuple):
     """Positions of the detector's grid whose scores the region can change, padded to one of few lengths."""
 
@@ -111,7 +116,7 @@ class Start(NamedTuple):
     error: float = np.inf
 
 
-def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
+def begin(model: Model, image: np.ndarray, region: np.ndarray, *, doubtful: np.ndarray | None = None) -> Start:
     """n⁽⁰⁾, step 2 of Algorithm 1.
 
     A fill that knows the part is the better start where it is right. Where no normal picture matches, as in
@@ -122,10 +127,12 @@ def begin(model: Model, image: np.ndarray, region: np.ndarray) -> Start:
       model: as fitted or tuned.
       image: x, (H, W, 3) float32, ImageNet-normalised.
       region: bool, (h, w) or (H, W).
+      doubtful: where else x may be anomalous, bool, (h, w) or (H, W), which no fill is taken from.
     """
-    choice = model.procedure.start
-    region = model.inspected(resize_mask(region, (image.shape[0], image.shape[1])))
-    fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model)
+    choice, shape = model.procedure.start, (image.shape[0], image.shape[1])
+    region = model.inspected(resize_mask(region, shape))
+    elsewhere = None if doubtful is None else resize_mask(doubtful, shape)
+    fill, error = FILLS[choice if choice in FILLS else "matching"](image, region, model, elsewhere)
     if choice == "image" or (choice == "auto" and error > model.procedure.trusted):
         return Start(image, fill, filled=False, error=error)
     return Start(fill, fill, filled=True, error=error)
@@ -155,13 +162,14 @@ def locate(model: Model, sight: Sight) -> Place:
       sight: the picture.
     """
     region = wide = find_region(model, sight.scores, limits=sight.limits)
+    faint = find_doubtful(model, sight)
     if model.procedure.threshold is None:
-        wide = find_region(model, sight.scores, faint=True, limits=sight.limits)
-    start = begin(model, sight.image, wide) if wide.any() else None
+        wide = faint
+    start = begin(model, sight.image, wide, doubtful=faint) if wide.any() else None
     if start is None or not start.filled:
         return Place(wide, start)
     if (region != wide).any():
-        start = begin(model, sight.image, region) if region.any() else None
+        start = begin(model, sight.image, region, doubtful=faint) if region.any() else None
     return Place(region, start)
 
 
@@ -199,7 +207,8 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
       start: n⁽⁰⁾ where it is known already; by default that of `begin`.
     """
     region = model.inspected(resize_mask(region, model.shape))
-    start = start or begin(model, sight.image, region)
+    if start is None:
+        start = begin(model, sight.image, region, doubtful=find_doubtful(model, sight))
     # From x, a faint anomaly whose pixels decide together would vanish as a whole.
     shared = model.settings.share_gradient or (model.procedure.sharing and start.filled)
     sparsity = np.ones(region.shape, np.float32)
@@ -213,7 +222,8 @@ def plan(model: Model, sight: Sight, region: np.ndarray, start: Start | None = N
 
 def plan_estimation(model: Model, sight: Sight, mask: np.ndarray) -> Plan:
     """Step 6 of Algorithm 1, re-estimation: F without sparsity on the final mask only, from a fresh fill."""
-    fill, most = FILLS["matching"](sight.image, mask, model).filled, model.procedure.refine
+    doubtful, most = resize_mask(find_doubtful(model, sight), model.shape), model.procedure.refine
+    fill = FILLS["matching"](sight.image, mask, model, doubtful).filled
     # All of it is a warm-up: nothing decides, and steps do not grow.
     start, settings = Start(fill, fill, filled=False), model.settings.replace(limit=most, warm_up=most)
     none = np.zeros(mask.shape, np.float32)

@@ -97,13 +97,14 @@ def test_segment_lets_regions_grow(work: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(segmentation, "locate", half)
     sights = look(model, image[None])
     threshold = float(np.quantile(sights[0].scores, 0.9))
-    model = replace(model, procedure=replace(model.procedure, threshold=threshold))
+    model = replace(model, procedure=replace(model.procedure, start="image", threshold=threshold))
+    save_model(model, Path("growing"))
     regions = [find_region(model, sights[0].scores) & left]
     results = segmentation.segment_regions(model, image[None], sights, regions)
     (wanted,) = let_grow(model, image[None], sights, regions, results)
     assert wanted.rounds > 0
     for options, out in ((["--grow"], "grown"), ([], "plain")):
-        assert main(["segment", "model", str(path), "--threshold", repr(threshold), *options, "--out", out]) == 0
+        assert main(["segment", "growing", str(path), "--threshold", repr(threshold), *options, "--out", out]) == 0
     grown, plain = (json.loads((work / out / "results.jsonl").read_text()) for out in ("grown", "plain"))
     assert grown["iterations"] == wanted.result.iterations > plain["iterations"]
     assert not read_mask(work / "plain/000_mask.png")[~np.broadcast_to(left, truth.shape)].any()

@@ -285,7 +285,7 @@ def test_bad_input_leaves_nothing_behind(normals: Path, tmp_path: Path) -> None:
     refused("1 test pictures cannot be made from 12 normal ones; ask for 2 to 11", count=1, structural=True)
     refused("0 test pictures", count=0)
     refused("nowhere: no such folder", masks=tmp_path / "nowhere", count=3)
-    refused("holds no mask with a defect", masks=_made_empty(normals / "masks"), count=3)
+    refused("holds no mask with a defect", masks=_made_empty(normals.parent / "masks"), count=3)
     (normals / "05.png").write_bytes(b"")
     refused("05.png: the file is empty", count=3)
     for path in normals.glob("*.png"):

@@ -90,9 +90,11 @@ def test_the_matching_fill_is_that_of_the_host(tiny_model: Model) -> None:
     image = normalize(wide[2][8 : 8 + shape[0], 7 : 7 + shape[1]])  # another crop of one of them
     region = np.zeros(shape, bool)
     region[20:36, 24:50] = True
+    doubtful = np.zeros(shape, bool)
+    doubtful[60:70, 90:110] = True
     model = replace(tiny_model, normals=material, shape=shape)
-    filled, error = jax.jit(lambda x, r: matching_fill(model, x, r))(image, region)
-    wanted = fills.matching_fill(image, region, material)
+    filled, error = jax.jit(lambda *given: matching_fill(model, *given))(image, region, doubtful)
+    wanted = fills.matching_fill(image, region, material, doubtful=doubtful)
     assert float(error) == pytest.approx(wanted.error, abs=0.03)  # pixels far away count there, not here
     assert wanted.error < 0.1  # it is found
     np.testing.assert_allclose(filled, wanted.filled, atol=0.05)

@@ -42,8 +42,8 @@ def test_the_start_is_the_fill_where_it_is_trusted(
     model: Any = SimpleNamespace(procedure=procedure, inspected=lambda region: region)
 
     def named(kind: str) -> Any:
-        def fill(image: np.ndarray, region: np.ndarray, material: Any) -> Match:
-            assert (image is IMAGE, region is REGION, material is model) == (True, True, True)
+        def fill(image: np.ndarray, region: np.ndarray, material: Any, doubtful: Any) -> Match:
+            assert (image is IMAGE, region is REGION, material is model, doubtful is None) == (True,) * 4
             kinds.append(kind)
             return Match(FILLED, error)
 

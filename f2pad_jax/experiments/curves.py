@@ -13,7 +13,7 @@ from f2pad_jax.core import Energy, Problem, Settings, Solution, Status, init, ob
 from f2pad_jax.core.solver import no_info, solution
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import read_off
-from f2pad_jax.preparing import begin, build, plan
+from f2pad_jax.preparing import begin, build, find_doubtful, plan
 from f2pad_jax.sights import Sight
 
 _step = jax.jit(step)
@@ -63,7 +63,8 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
     """
     if not region.any():
         return Curves(np.zeros_like(region), {})
-    start, procedure = begin(model, sight.image, region), model.procedure
+    start = begin(model, sight.image, region, doubtful=find_doubtful(model, sight))
+    procedure = model.procedure
     ways = {"shared": (True, False), "gradient": (True, True), "plain": (False, False)}
     masks, losses = {}, {}
     for way, (length, gradient) in ways.items():

@@ -29,24 +29,28 @@ class Material(Protocol):
         ...
 
 
-def _harmonic(image: np.ndarray, region: np.ndarray, material: Material) -> Match:
-    del material
+def _harmonic(image: np.ndarray, region: np.ndarray, material: Material, doubtful: np.ndarray | None = None) -> Match:
+    del material, doubtful
     return Match(harmonic_fill(image, region), np.inf)
 
 
-def _matching(image: np.ndarray, region: np.ndarray, material: Material) -> Match:
-    return matching_fill(image, region, material.normals)
+def _matching(image: np.ndarray, region: np.ndarray, material: Material, doubtful: np.ndarray | None = None) -> Match:
+    return matching_fill(image, region, material.normals, doubtful=doubtful)
 
 
-def _autoencoder(image: np.ndarray, region: np.ndarray, material: Material) -> Match:
+def _autoencoder(
+    image: np.ndarray, region: np.ndarray, material: Material, doubtful: np.ndarray | None = None
+) -> Match:
+    del doubtful
     if material.inpainter is None:
         raise InputError("the model has no autoencoder", hint="fit it with --inpainter, or choose another start")
     return Match(autoencoder_fill(image, region, material.inpainter.params, material.inpainter.spec), np.inf)
 
 
-FILLS: dict[str, Callable[[np.ndarray, np.ndarray, Material], Match]] = {
+FILLS: dict[str, Callable[..., Match]] = {
     "harmonic": _harmonic,
     "matching": _matching,
     "autoencoder": _autoencoder,
 }
-"""By the names of `Procedure.start`: functions of x (H, W, 3) float32, the region (H, W) bool and the material."""
+"""By the names of `Procedure.start`: functions of x (H, W, 3) float32, the region (H, W) bool, the material, and
+where else x may be anomalous, (H, W) bool or None."""

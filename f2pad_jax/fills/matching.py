@@ -28,7 +28,7 @@ from f2pad_jax.fills.searching import BATCH, COARSE, pool, search, spectra_of
 # Lengths are in pixels, times the scale of `Normals`.
 REFINED, OWN = 4, 2  # candidates that are aligned finely: of normal pictures, and of the picture itself
 RING = 12.0  # over which the weight of the surroundings falls by 1/√e
-GAP = 2.0  # up to which pixels of the picture itself are too near to the region to be taken
+GAP = 2.0  # from the region, or what else may be anomalous, up to which nothing of the picture itself is taken
 FAR = 0.02  # weight of pixels far from the region, which settles a part's pose
 
 
@@ -39,7 +39,7 @@ def surroundings_weight(region: np.ndarray, scale: float = 1.0) -> np.ndarray:
 
 
 def own_part(distance: Any, scale: float = 1.0) -> Any:
-    """What of the picture itself may be taken, by the distance of its pixels from the region: ones, else zeros."""
+    """What of the picture itself may be taken, by its pixels' distance from what may be anomalous: ones and zeros."""
     return (distance > scale * GAP).astype(np.float32)
 
 
@@ -110,13 +110,16 @@ class _Found(NamedTuple):
     cost: float
 
 
-def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Match:
+def matching_fill(
+    image: np.ndarray, region: np.ndarray, normals: Normals, *, doubtful: np.ndarray | None = None
+) -> Match:
     """Fills a region from the normal picture, or the part of the picture itself, that matches its surroundings best.
 
     Args:
       image: x, (H, W, 3) float32, ImageNet-normalised.
       region: (H, W) bool, the pixels to replace.
       normals: training pictures; the image's own source must not be among them.
+      doubtful: where else x may be anomalous, (H, W) bool: nothing is taken from there.
 
     Returns:
       The match. Where the region leaves too little to compare, or there are no pictures, the harmonic fill with an
@@ -126,7 +129,8 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Ma
         return Match(image.copy(), 0.0)
     reduced = round(normals.scale)
     weight = surroundings_weight(region, normals.scale)
-    found = _best(image, region, weight, normals, reduced) if len(normals) else None
+    taken = region if doubtful is None else region | doubtful
+    found = _best(image, taken, weight, normals, reduced) if len(normals) else None
     # Beyond a few lengths of the ring nothing weighs much, and the membrane needs the region and its border only.
     box = Box(0, 0, *region.shape) if reduced == 1 else enclosing(region, round(2 * RING * normals.scale))
     here, inside = box.cut(image), box.cut(region)
@@ -138,11 +142,11 @@ def matching_fill(image: np.ndarray, region: np.ndarray, normals: Normals) -> Ma
     return Match(box.put(filled, image), found.cost**0.5)
 
 
-def _best(image: np.ndarray, region: np.ndarray, weight: np.ndarray, normals: Normals, reduced: int) -> _Found | None:
+def _best(image: np.ndarray, doubtful: np.ndarray, weight: np.ndarray, normals: Normals, reduced: int) -> _Found | None:
     """The best of all candidates, by pictures that are reduced by this whole factor."""
     small, light = _shrunk(image, reduced), _shrunk(weight[..., None], reduced)[..., 0]
     best: _Found | None = None
-    for candidate in _candidates(image, region, weight, normals):
+    for candidate in _candidates(image, doubtful, weight, normals):
         picture, usable = _shrunk(candidate.picture, reduced), _shrunk(candidate.usable[..., None], reduced)[..., 0]
         start = np.append(candidate.shift / reduced, 0.0)
         moved, pose, error = align(small, light, picture, usable, start, np.zeros(2))
@@ -152,13 +156,13 @@ def _best(image: np.ndarray, region: np.ndarray, weight: np.ndarray, normals: No
     return best
 
 
-def _candidates(image: np.ndarray, region: np.ndarray, weight: np.ndarray, normals: Normals) -> Iterator[_Candidate]:
+def _candidates(image: np.ndarray, doubtful: np.ndarray, weight: np.ndarray, normals: Normals) -> Iterator[_Candidate]:
     """What is aligned finely: the best of the search among normal pictures, and within the picture itself."""
     cost, shift = (np.asarray(a) for a in search(image, weight, normals.spectra, cell=normals.cell))
-    everything = np.ones(region.shape, np.float32)
+    everything = np.ones(doubtful.shape, np.float32)
     for turn, index in _lowest(cost, REFINED):
         yield _Candidate(normals.turned(index, turn), everything, shift[turn, index])
-    usable = own_part(np.asarray(distance_transform_edt(~region)), normals.scale)
+    usable = own_part(np.asarray(distance_transform_edt(~doubtful)), normals.scale)
     cells = own_cells(usable, normals.cell)
     own = spectra_of(image[None], cells, cell=normals.cell)
     cost, shift = (np.asarray(a) for a in search(image, weight, own, cells, cell=normals.cell))

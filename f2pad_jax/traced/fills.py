@@ -49,12 +49,13 @@ def harmonic_fill(image: Float[Array, "h w c"], region: Bool[Array, "h w"]) -> F
     return jnp.where(unknown, solved, image)
 
 
-def _harmonic(model: Model, image: Array, region: Array) -> Filled:
-    del model
+def _harmonic(model: Model, image: Array, region: Array, doubtful: Array) -> Filled:
+    del model, doubtful
     return harmonic_fill(image, region), jnp.float32(jnp.inf)
 
 
-def _autoencoder(model: Model, image: Array, region: Array) -> Filled:
+def _autoencoder(model: Model, image: Array, region: Array, doubtful: Array) -> Filled:
+    del doubtful
     inpainter = model.inpainter
     assert inpainter is not None  # `fit` sees to it
     removed = removed_tokens(region, inpainter.spec.patch)
@@ -62,22 +63,25 @@ def _autoencoder(model: Model, image: Array, region: Array) -> Filled:
     return jnp.where(region[..., None], made, image), jnp.float32(jnp.inf)
 
 
-def matching_fill(model: Model, image: Float[Array, "h w 3"], region: Bool[Array, "h w"]) -> Filled:
+def matching_fill(
+    model: Model, image: Float[Array, "h w 3"], region: Bool[Array, "h w"], doubtful: Bool[Array, "h w"]
+) -> Filled:
     """`fills.matching_fill`; what was matched reduced is aligned anew by all that is near the region, not by a box.
 
     Args:
       model: whose normal pictures count.
       image: x, ImageNet-normalised.
       region: the pixels to replace.
+      doubtful: where else x may be anomalous.
     """
     normals = model.normals
     if not len(normals):
-        return _harmonic(model, image, region)
+        return _harmonic(model, image, region, doubtful)
     reduced = round(normals.scale)
     width = normals.scale * RING
     squares = squared_distance(region)
     weight = jnp.where(region, 0.0, FAR + jnp.exp(-squares / (2 * width**2)))
-    usable = own_part(jnp.sqrt(squares), normals.scale)
+    usable = own_part(jnp.sqrt(squared_distance(region | doubtful)), normals.scale)
     cells = own_cells(usable, normals.cell)
     own = spectra_of(image[None], cells, cell=normals.cell)
     costs, shifts = search(image, weight, normals.spectra, cell=normals.cell)
@@ -133,7 +137,7 @@ def _enlarged(pose: Array, small: tuple[int, ...], large: tuple[int, ...], facto
     return jnp.append(factor * pose[:2] + moved, pose[2])
 
 
-FILLS: dict[str, Callable[[Model, Array, Array], Filled]] = {
+FILLS: dict[str, Callable[[Model, Array, Array, Array], Filled]] = {
     "harmonic": _harmonic,
     "matching": matching_fill,
     "autoencoder": _autoencoder,

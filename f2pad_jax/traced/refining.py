@@ -152,11 +152,12 @@ def _find_region(model: Model, scores: Array, *, faint: bool = False) -> Array:
     return model.inspected(dilated(free, procedure.dilation))
 
 
-def _begin(model: Model, image: Array, region: Array) -> Start:
+def _begin(model: Model, image: Array, region: Array, doubtful: Array) -> Start:
     """`preparing.begin`."""
     choice = model.procedure.start
     region = model.inspected(resize_mask(region, model.shape))
-    fill, error = FILLS[choice if choice in FILLS else "matching"](model, image, region)
+    elsewhere = resize_mask(doubtful, model.shape)
+    fill, error = FILLS[choice if choice in FILLS else "matching"](model, image, region, elsewhere)
     filled = {"image": False, "auto": error <= model.procedure.trusted}.get(choice, True)
     return Start(jnp.where(filled, fill, image), fill, jnp.asarray(filled), jnp.asarray(error))
 
@@ -164,12 +165,13 @@ def _begin(model: Model, image: Array, region: Array) -> Start:
 def _locate(model: Model, sight: Sight) -> tuple[Array, Start]:
     """`preparing.locate`: from a fill only pieces that reach the threshold count, and the fill is that of these."""
     region = wide = _find_region(model, sight.scores)
+    faint = _find_region(model, sight.scores, faint=True)
     if model.procedure.threshold is None:
-        wide = _find_region(model, sight.scores, faint=True)
+        wide = faint
 
     def once_more(carry: tuple[Array, Start, Array]) -> tuple[Array, Start, Array]:
         before, _, _ = carry
-        start = _begin(model, sight.image, before)
+        start = _begin(model, sight.image, before, faint)
         after = jnp.where(start.filled, region, before)
         return after, start, jnp.any(after != before)
 
