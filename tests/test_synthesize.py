@@ -272,7 +272,9 @@ def test_from_a_category_with_its_own_masks(normals: Path, tmp_path: Path) -> No
         assert filled == pytest.approx(0.7, abs=0.15)  # an L of 1400 of 2000 pixels
 
 
-def test_bad_input_leaves_nothing_behind(normals: Path, tmp_path: Path) -> None:
+def test_bad_input_leaves_nothing_behind(
+    normals: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     out = tmp_path / "out"
 
     def refused(message: str, normals: Path = normals, **options) -> None:
@@ -285,7 +287,7 @@ def test_bad_input_leaves_nothing_behind(normals: Path, tmp_path: Path) -> None:
     refused("1 test pictures cannot be made from 12 normal ones; ask for 2 to 11", count=1, structural=True)
     refused("0 test pictures", count=0)
     refused("nowhere: no such folder", masks=tmp_path / "nowhere", count=3)
-    refused("holds no mask with a defect", masks=_made_empty(normals.parent / "masks"), count=3)
+    refused("holds no mask with a defect", masks=_made_empty(tmp_path_factory.mktemp("others") / "masks"), count=3)
     (normals / "05.png").write_bytes(b"")
     refused("05.png: the file is empty", count=3)
     for path in normals.glob("*.png"):
