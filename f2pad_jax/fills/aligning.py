@@ -31,9 +31,7 @@ class Pose(NamedTuple):
         return Pose(self.shift + moved, self.angle)
 
 
-def _moved(
-    picture: jax.Array, pose: jax.Array, corner: jax.Array, shape: tuple[int, ...], beyond: str = "nearest"
-) -> jax.Array:
+def _moved(picture: jax.Array, pose: jax.Array, corner: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """A part of the picture turned about its middle by pose[2] (radians) and read at p + pose[:2] (pixels)."""
     height, width = shape[:2]
     row, column = jnp.meshgrid(jnp.arange(height) + 0.0, jnp.arange(width) + 0.0, indexing="ij")
@@ -41,7 +39,7 @@ def _moved(
     cos, sin = jnp.cos(pose[2]), jnp.sin(pose[2])
     y = cos * (row - middle[0]) - sin * (column - middle[1]) + middle[0] + pose[0] + corner[0]
     x = sin * (row - middle[0]) + cos * (column - middle[1]) + middle[1] + pose[1] + corner[1]
-    sample = partial(map_coordinates, coordinates=[y, x], order=1, mode=beyond)
+    sample = partial(map_coordinates, coordinates=[y, x], order=1, mode="nearest")
     return jax.vmap(sample, in_axes=-1, out_axes=-1)(picture)
 
 
@@ -55,7 +53,7 @@ def align(
       image: a part of a picture, (h, w, 3).
       weight: (h, w), zero where the normal picture is to be taken.
       picture: (H, W, 3), already turned by quarters.
-      usable: pixels of it that count, (H, W), one or zero.
+      usable: pixels of it that count, (H, W), one or zero; beyond the picture its outermost pixels go on.
       start: (3,), rows, columns and angle, pixels and radians.
       corner: (2,), where the part lies.
 
@@ -69,13 +67,11 @@ def align(
     def moved(pose):
         return _moved(picture, pose * unit, corner, image.shape)
 
-    def counting(pose):  # pixels under which nothing lies that may be used do not count
-        there = _moved(usable[..., None], pose * unit, corner, image.shape, "constant")[..., 0]
-        return jnp.where(there > WHOLE, weight, 0.0)
+    def usable_at(pose):
+        return _moved(usable[..., None], pose * unit, corner, image.shape)[..., 0] > WHOLE
 
-    def covered(pose):
-        there = _moved(usable[..., None], pose * unit, corner, image.shape)[..., 0]
-        return jnp.all((weight > 0) | (there > WHOLE))
+    def counting(pose):
+        return jnp.where(usable_at(pose), weight, 0.0)
 
     def residual(pose):
         return jnp.sqrt(counting(pose))[..., None] * (moved(pose) - image)
@@ -84,7 +80,7 @@ def align(
         pose, best_pose, best_cost = carry
         value = residual(pose)
         cost = jnp.sum(jnp.square(value)) / jnp.maximum(jnp.sum(counting(pose)), 1e-6)
-        cost = jnp.where(covered(pose), cost, jnp.inf)
+        cost = jnp.where(jnp.all((weight > 0) | usable_at(pose)), cost, jnp.inf)
         better = cost < best_cost
         best_pose, best_cost = jnp.where(better, pose, best_pose), jnp.where(better, cost, best_cost)
         jacobian = jax.jacfwd(residual)(pose).reshape(-1, 3)

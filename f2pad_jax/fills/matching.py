@@ -48,6 +48,11 @@ def own_cells(usable: Any, cell: int) -> Any:
     return (pool(usable[..., None], cell)[..., 0] == 1).astype(np.float32)
 
 
+def framed(usable: Any) -> Any:
+    """The same without the outermost pixels, so that for `align` nothing beyond the picture counts."""
+    return usable * np.pad(np.ones([side - 2 for side in usable.shape], np.float32), 1)
+
+
 class Normals:
     """Normal training pictures, and what searches among them need, which is made when it is first used.
 
@@ -167,7 +172,7 @@ def _candidates(image: np.ndarray, doubtful: np.ndarray, weight: np.ndarray, nor
     own = spectra_of(image[None], cells, cell=normals.cell)
     cost, shift = (np.asarray(a) for a in search(image, weight, own, cells, cell=normals.cell))
     for turn, _ in _lowest(cost, OWN):
-        yield _Candidate(np.rot90(image, turn), np.rot90(usable, turn), shift[turn, 0])
+        yield _Candidate(np.rot90(image, turn), np.rot90(framed(usable), turn), shift[turn, 0])
 
 
 def _lowest(cost: np.ndarray, count: int) -> list[tuple[int, int]]:

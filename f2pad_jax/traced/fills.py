@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float
 from f2pad_jax.core.pixels import normalize
 from f2pad_jax.fills.aligning import align
 from f2pad_jax.fills.autoencoder import removed_tokens
-from f2pad_jax.fills.matching import FAR, OWN, REFINED, RING, own_cells, own_part
+from f2pad_jax.fills.matching import FAR, OWN, REFINED, RING, framed, own_cells, own_part
 from f2pad_jax.fills.searching import pool, search, spectra_of
 from f2pad_jax.model import Model
 from f2pad_jax.networks.mae import reconstruct
@@ -99,7 +99,7 @@ def matching_fill(
     def source(index: Array, turn: Array) -> tuple[Array, Array]:
         mine = index == count
         picture = jnp.where(mine, image, normalize(pictures[jnp.minimum(index, count - 1)]))
-        return _turned(picture, turn), _turned(jnp.where(mine, usable, 1.0)[..., None], turn)
+        return _turned(picture, turn), _turned(jnp.where(mine, framed(usable), 1.0)[..., None], turn)
 
     def candidate(place: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         index, turn = place
