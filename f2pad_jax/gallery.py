@@ -22,13 +22,13 @@ from skimage.segmentation import find_boundaries
 from tqdm import tqdm
 
 from f2pad_jax import __version__
+from f2pad_jax.data.folders import RECORDS
 from f2pad_jax.data.images import read_image, read_mask, resize_image, resize_map
 from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.interest import cells_inside
 from f2pad_jax.maps import read_map
 from f2pad_jax.output import write_bytes
-from f2pad_jax.picture_files import RECORDS
-from f2pad_jax.report import heat, scale_of
+from f2pad_jax.report import colour_scale, heat
 from f2pad_jax.tiles import HEAT, Scale
 
 SIDE = 256  # pixels of the longer side of what is shown
@@ -158,7 +158,7 @@ def _layers(line: Line, results: Path) -> Iterator[Layer]:
         yield Layer("input", _webp(below))
     for name, values in zip(("score map", "refined map"), maps, strict=True):
         name = f"{name}, {values.min():.4g} to {values.max():.4g}"
-        scale = scale_of(values, line.threshold)
+        scale = colour_scale(values, line.threshold)
         yield Layer(name, _webp(heat(resize_map(values, shape), scale)), scale)
     thick = cells_inside(mask, whole, shape)  # a scratch of one pixel stays to be seen
     yield Layer("mask", _webp(_outlined(below, thick)))

@@ -149,7 +149,7 @@ def _tiles(row: Row) -> list[Tile]:
     agreements = _agreement(row.initial_mask, row.truth), _agreement(row.mask, row.truth)
     row = _bounded(row)
     difference = row.image.astype(np.int16) - row.normal
-    scale = scale_of(row.score_map, row.threshold)
+    scale = colour_scale(row.score_map, row.threshold)
     return [
         Tile(row.image),
         Tile(row.image, row.truth) if row.truth is not None else Tile(np.full_like(row.image, 255)),
@@ -182,7 +182,7 @@ def _agreement(mask: np.ndarray, truth: np.ndarray | None) -> str:
     return "" if truth is None else f"IoU {100 * metrics.iou(mask, truth):.1f}"
 
 
-def scale_of(scores: np.ndarray, threshold: float) -> Scale:
+def colour_scale(scores: np.ndarray, threshold: float) -> Scale:
     """From the lowest score to the highest; a map that stays below the threshold stays dark."""
     return Scale(float(scores.min()), max(float(scores.max()), 1.5 * threshold), threshold)
 
