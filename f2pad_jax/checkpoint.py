@@ -188,7 +188,7 @@ def _restore(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
     if sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values()) > MAX_ARRAYS:
         raise ValueError(f"announces more than {MAX_ARRAYS >> 30} GiB")
     arrays = {name: np.zeros(shape, dtype) for name, (shape, dtype) in announced.items() if not math.prod(shape)}
-    stored = {_folder_of(name): name for name in announced.keys() - arrays.keys()}
+    stored = {_folder_of(name): name for name in announced if name not in arrays}
     kept = {path.parent.relative_to(folder).as_posix() for path in folder.rglob(".zarray")}
     for name in sorted(stored.keys() ^ kept):
         raise ValueError(f"{stored.get(name, name)} is in the table or in the arrays only")

@@ -162,7 +162,8 @@ def test_spoiled_arrays_are_one_error_and_nothing_later(saved: Path, tmp_path: P
     folder = Path(shutil.copytree(saved, tmp_path / "wide"))
     for path in (folder / ARRAYS).rglob(".zarray"):
         kept = json.loads(path.read_text())
-        path.write_text(json.dumps(kept | {"chunks": [2**28 for _ in kept["chunks"]]}))
+        chunks = [2**28, *kept["chunks"][1:]]  # of one side alone: a product beyond 64 bits is refused by the driver
+        path.write_text(json.dumps(kept | {"chunks": chunks}))
     _edit(folder, {})
     with pytest.raises(InputError, match="in parts larger than itself"):
         load_arrays(folder, kind="model", version=1)
