@@ -224,8 +224,9 @@ def _experiment(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "name",
         metavar="NAME",
-        help="of the paper: table1 … table4, fig1, fig6 … fig11; beyond it: tuning, thresholds, sensitivity, growth, "
-        "real; or merge, to join the shares FOLDER, or results, for a results.md about the finished FOLDERs",
+        help="of the paper: table1 … table4, fig1, fig6 … fig11; beyond it: tuning, thresholds, sensitivity, choices, "
+        "growth, kinds, real; or merge, to join the shares FOLDER, or results, for a results.md about the finished "
+        "FOLDERs",
     )
     to.add_argument("parts", metavar="FOLDER", type=Path, nargs="*", help="merge, results: of earlier runs")
     to.add_argument("--data", type=Path, metavar="MVTEC_ROOT", help="folder of MVTec AD (embedded textures)")

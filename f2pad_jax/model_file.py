@@ -31,7 +31,7 @@ from f2pad_jax.weights.inpainters import load_inpainter, own_inpainter
 from f2pad_jax.weights.loading import make_extractor
 from f2pad_jax.weights.registry import NETWORKS, entry
 
-VERSION = 5
+VERSION = 6
 
 AGAIN = "fit it again"
 

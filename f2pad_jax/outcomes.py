@@ -32,12 +32,14 @@ class Outcome(NamedTuple):
       residual: see `Segmentation`.
       iterations: of the solve.
       status: in words; "normal" where nothing was to be solved.
+      given_up: whether the solve left nothing, so that the mask is the detector's.
     """
 
     mask: np.ndarray
     residual: float
     iterations: int
     status: str
+    given_up: bool = False
 
 
 def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
@@ -51,10 +53,10 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
       solution: its solution.
     """
     sight, normal = chosen.sight, chosen.box.put(np.asarray(solution.normal), chosen.sight.image)
-    region = resize_mask(chosen.region, model.seen)
     if model.procedure.sparsity == "levels" and chosen.start.filled:
         ends, factors = levels_of(chosen.start.filled, chosen.settings)
         betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
+        region = resize_mask(chosen.region, model.seen)
         found = choose_levels(
             region, costs, _left_maps(model, chosen, solution), betas, model.limits, error=chosen.start.error
         )
@@ -62,18 +64,30 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
         level, residual = resize_mask(found.level, model.shape), found.residual
         mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])
     else:
-        # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
-        (after,) = look(model, normal[None])
-        threshold = model.threshold
-        if sight.scores is not sight.own:  # another detector cannot tell what it makes of n
-            threshold = model.limits.threshold(model.procedure.false_alarms)
-        residual = residual_of(region, sight.own, after.own, threshold)
+        residual = left_in(model, chosen, normal)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
     certain = model.threshold_in(sight.limits, share=CERTAIN)
-    if not mask.any() and model.procedure.cleaning == "whole" and sight.scores.max() > certain:
+    given_up = not mask.any() and model.procedure.cleaning == "whole" and bool(sight.scores.max() > certain)
+    if given_up:
         mask = resize_map(sight.scores, model.shape) > model.threshold_in(sight.limits)
-    return Outcome(model.inspected(mask), residual, int(solution.iterations), solution.message)
+    return Outcome(model.inspected(mask), residual, int(solution.iterations), solution.message, given_up)
+
+
+def left_in(model: Model, chosen: Plan, normal: np.ndarray) -> float:
+    """What is left in n, by the detector's scores of it, as `residual_of` has it.
+
+    Args:
+      model: as fitted or tuned.
+      chosen: the plan.
+      normal: n, (H, W, 3) float32, ImageNet-normalised.
+    """
+    # The scores of the solve would not do: PatchCore's are those of few candidates, near the fill and not near x.
+    (after,), sight = look(model, normal[None]), chosen.sight
+    threshold = model.threshold
+    if sight.scores is not sight.own:  # another detector cannot tell what it makes of n
+        threshold = model.limits.threshold(model.procedure.false_alarms)
+    return residual_of(resize_mask(chosen.region, model.seen), sight.own, after.own, threshold)
 
 
 def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:

@@ -67,10 +67,11 @@ def without_pictures(model: Model) -> Model:
     Recovered pictures then begin with the smooth fill. Such a model cannot be tuned.
 
     Raises:
-      InputError: fills of the region come from these pictures, or PatchCore's candidates from such a fill.
+      InputError: fills of the region come from these pictures, or PatchCore's candidates, or segments of n, from such
+        a fill.
     """
-    start = model.procedure.start
-    if start in ("auto", "matching") or (start == "image" and model.detector.anchored):
+    start, filling = model.procedure.start, model.detector.anchored or model.procedure.composing
+    if start in ("auto", "matching") or (start == "image" and filling):
         what = f"the fill comes from the training pictures (start {start!r}, {model.detector.name})"
         raise InputError(what, hint='keep them, or fit with the start "harmonic" or an autoencoder')
     none = model.held_out[:0]

@@ -34,6 +34,7 @@ class Procedure:
       smallest: norm of a, in normalised colour, up to which it counts as zero; 0 with exact zeros.
       cleaning: of the mask, "whole" (removes dots, closes enclosed holes, and keeps the pieces where the detector
         peaks) or "opening" (3 × 3, the paper's).
+      composing: whether n is composed of segments of x and of its fill where a solve from x leaves n unexplained.
       refine: iterations of the re-estimation of n on the final mask.
     """
 
@@ -49,6 +50,7 @@ class Procedure:
     sharing: bool = True
     smallest: Annotated[float, Field(ge=0)] = 0.0
     cleaning: Literal["whole", "opening"] = "whole"
+    composing: bool = True
     refine: Annotated[int, Field(ge=0, le=10**6)] = 20
 
 
@@ -97,5 +99,12 @@ def paper_settings() -> tuple[Settings, Procedure]:
         adaptive=True,
         share_gradient=True,
     )
-    procedure = Procedure(region="threshold", sparsity="constant", start="harmonic", smallest=0.45, cleaning="opening")
+    procedure = Procedure(
+        region="threshold",
+        sparsity="constant",
+        start="harmonic",
+        smallest=0.45,
+        cleaning="opening",
+        composing=False,
+    )
     return settings, procedure

@@ -14,6 +14,7 @@ from skimage.measure import label
 from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
+from f2pad_jax.composing import explain
 from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.images import resize_image, resize_map, resize_mask
@@ -256,7 +257,7 @@ def segment_regions(
     suspect = [k for k, region in enumerate(regions) if region.any()]
     plans = [plan(model, sights[k], regions[k], starts[k] if starts else None) for k in suspect]
     for place, outcome in find_outcomes(model, plans, title=title):
-        outcomes[suspect[place]] = outcome
+        outcomes[suspect[place]] = explain(model, plans[place], outcome)
 
     marked = [k for k, outcome in enumerate(outcomes) if outcome.mask.any()]
     estimations = [plan_estimation(model, sights[k], outcomes[k].mask) for k in marked]

@@ -107,6 +107,12 @@ def look(model: Model, images: np.ndarray) -> list[Sight]:
     return sights
 
 
+def total_costs(model: Model, images: np.ndarray) -> np.ndarray:
+    """l_n of pictures (N, H, W, 3), as for `features`: the sums of their s_ij, (N,) float32."""
+    maps = features(model.extractor, reduce_images(images, model.seen))
+    return np.array([float(_scores(model.detector, tuple(m[k] for m in maps))[1].sum()) for k in range(len(images))])
+
+
 def score_maps(model: Model, images: np.ndarray) -> np.ndarray:
     """The detector's smoothed score maps of pictures (N, H, W, 3), as for `features`: (N, h, w) float32."""
     return np.stack([sight.scores for sight in look(model, images)])

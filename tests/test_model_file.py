@@ -256,10 +256,10 @@ def test_numbers_that_were_swept_return_as_plain_ones(model: Model, tmp_path: Pa
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
 def test_models_of_other_versions_are_refused_in_one_line(model: Model, tmp_path: Path, version: int) -> None:
-    assert VERSION == 5
+    assert VERSION == 6
     save_model(model, tmp_path / "model")
     _edit(tmp_path / "model", {"version": version})
-    with pytest.raises(InputError, match=f"is of version {version}, this program reads version 5") as caught:
+    with pytest.raises(InputError, match=f"is of version {version}, this program reads version 6") as caught:
         load_model(tmp_path / "model")
     assert "\n" not in str(caught.value)
 

@@ -489,7 +489,7 @@ def test_where_a_solve_leaves_nothing_the_mask_is_that_of_a_certain_detector(
     limits = replace(model.limits, peak=sight.scores.max() / above, spread=0.25)
     assert 1.0 < limits.threshold(0.01) / limits.peak < 1.9 < limits.threshold(0.001) / limits.peak < 2.5
     settings = model.settings.replace(beta0=1e6, first_beta=1e6)  # nothing can pay for that
-    procedure = replace(model.procedure, start="image", threshold=None)
+    procedure = replace(model.procedure, start="image", threshold=None, composing=False)
     result = segment(replace(model, limits=limits, settings=settings, procedure=procedure), images[0])
     assert result.initial_mask.any()
     np.testing.assert_array_equal(result.mask, result.initial_mask if certain else np.zeros_like(result.mask))

@@ -14,7 +14,7 @@ from f2pad_jax.experiments.baselines import COLOURS, MAPS
 from f2pad_jax.experiments.cases import Case, by_detector, interval, mean, only, with_mean
 from f2pad_jax.experiments.studies import spread
 from f2pad_jax.experiments.tables import NONE, cell, markdown
-from f2pad_jax.experiments.variants import FILL
+from f2pad_jax.experiments.variants import FILL, UNCOMPOSED
 from f2pad_jax.metrics import MAP_METRICS, iou
 from f2pad_jax.report import Row, draw
 
@@ -43,8 +43,12 @@ def kinds(_: str, cases: Sequence[Case]) -> str:
     """IoU for each kind of anomaly that was made, of the detectors and of colours alone."""
     rows: list[list[str]] = []
     for detector, group in by_detector(cases).items():
-        fills = {case.unit.category: case.scores["f2pad_iou"] for case in only(group, FILL)}
-        measured = [(case, _columns(case, fills.get(case.unit.category))) for case in only(group)]
+        others = [
+            {case.unit.category: case.scores["f2pad_iou"] for case in only(group, way)} for way in (FILL, UNCOMPOSED)
+        ]
+        measured = [
+            (case, _columns(case, *(found.get(case.unit.category) for found in others))) for case in only(group)
+        ]
         for name in KINDS:
             chosen = [
                 {key: values[places] for key, values in columns.items()}
@@ -53,17 +57,21 @@ def kinds(_: str, cases: Sequence[Case]) -> str:
             ]
             if chosen:
                 rows.append([detector, name, *_kind_cells(chosen, seed=group[0].run["seed"])])
+        every = [columns for _, columns in measured]
+        rows.append([detector, "**mean**", *_kind_cells(every, seed=group[0].run["seed"])])
     head = ["detector", "kind", "pictures", "detector, own threshold", "detector, best threshold", *COLOURS]
+    head += ["fill alone", "F2PAD, the solve alone", "F2PAD (95 % interval)"]
     return (
-        f"{markdown([*head, 'fill alone', 'F2PAD (95 % interval)'], rows)}\nIoU × 100, means over pictures, then over "
+        f"{markdown(head, rows)}\nIoU × 100, means over pictures, then over "
         "categories. The best threshold comes from the test set, one for all kinds of a category; all others come from "
         "normal pictures. Chroma and colour mixture need no network: they mark what is more colourful, or farther from "
         "the colours of normal pixels, than 99.9 % of these. The fill alone marks where x and n⁽⁰⁾ differ by more than "
-        "0.2 (L1 over RGB in [0, 1]) within the region.\n"
+        "0.2 (L1 over RGB in [0, 1]) within the region. The solve alone keeps what it leaves unexplained; F2PAD then "
+        "composes n of segments of x and of its fill.\n"
     )
 
 
-def _columns(case: Case, fill: np.ndarray | None) -> dict[str, np.ndarray]:
+def _columns(case: Case, fill: np.ndarray | None, solve: np.ndarray | None) -> dict[str, np.ndarray]:
     """IoU × 100 of every picture by every way to mark it."""
     pictures, train = case.category.images, case.category.train
     return {
@@ -71,6 +79,7 @@ def _columns(case: Case, fill: np.ndarray | None) -> dict[str, np.ndarray]:
         "best": _best(case),
         **{name: _ious(case, [rule(x, train) for x in pictures]) for name, rule in COLOURS.items()},
         "fill": np.full(len(pictures), np.nan) if fill is None else fill,
+        "solve": np.full(len(pictures), np.nan) if solve is None else solve,
         "f2pad": case.scores["f2pad_iou"],
     }
 

@@ -23,6 +23,7 @@ from f2pad_jax.experiments.variants import (
     SENSITIVITY,
     THRESHOLDS,
     TUNINGS,
+    UNCOMPOSED,
 )
 
 
@@ -81,7 +82,7 @@ _ALL = (
     _study("choices", "What each choice is worth", (FULL, *CHOICES)),
     _study("growth", "Regions that grow", (FULL, GROWTH)),
     _study("tuning", "What tuning is worth", TUNINGS),
-    _study("kinds", "Kinds of anomaly", (FULL, FILL), kinds=GRADED),
+    _study("kinds", "Kinds of anomaly", (FULL, FILL, UNCOMPOSED), kinds=GRADED),
     _study("real", "MVTec AD's own defects", (FULL,), real=True),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

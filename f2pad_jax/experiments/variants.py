@@ -34,6 +34,7 @@ from f2pad_jax.solving import find_solutions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, PAPER, BEST, FILL = "full", "curves", "growth", "paper", "f1", "initialisation"
+UNCOMPOSED = "composing=False"
 PRESETS = {
     CURVES: "sparsity=constant",  # while β rises, F changes its meaning
     "no-pixel-prior": "alpha1=0",
@@ -76,6 +77,7 @@ CHOICES = {
     "share_gradient=True": "neighbours share ‖a‖ and the gradient",
     "no-sharing": "neighbours share nothing",
     "cleaning=opening": "3 × 3 opening",
+    UNCOMPOSED: "what a solve leaves unexplained stays so",
     "alpha2=0": "no total variation",
     PAPER: "the paper's settings",
     "precision=bf16": "extractor in bfloat16",

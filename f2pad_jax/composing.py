@@ -1,0 +1,163 @@
+"""n composed of x and of its fill, for pictures that a solve from x leaves unexplained.
+
+A solve moves every pixel along the gradient of F. A patch of paint without contrast has none: as long as its neighbours
+are paint, no pixel gains by leaving x. Here whole segments of x are exchanged for the fill, and F is what decides: over
+unions M of segments the gain
+
+    G(M) = l_n(x) − l_n(n_M) − PRICE · |M|,   n_M the fill within M and x elsewhere,
+
+is sought that is largest: −G is F of n_M with the L0 penalty, but for a constant and the priors on pixels. The unit is
+what a pixel of a normal picture costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from skimage.segmentation import felzenszwalb
+
+from f2pad_jax.core.pixels import denormalize
+from f2pad_jax.data.images import resize_map
+from f2pad_jax.model import Model
+from f2pad_jax.outcomes import Outcome, left_in
+from f2pad_jax.preparing import SQUARE, Plan
+from f2pad_jax.sights import Sight, total_costs
+
+PRICE = 1.0  # of a pixel of M: what a pixel of a normal picture costs
+SCALES = (
+    20.0,
+    60.0,
+    150.0,
+    400.0,
+)  # of the segmentation by Felzenszwalb and Huttenlocher, from small to large segments
+SMALLEST = 12  # pixels of a segment that the extractor sees
+WITHIN = 0.9  # share of a segment that lies in the region
+LEVELS = 10  # of the scores: what lies above each is tried as well
+FIRST, EACH = 64, 24  # segments that are tried alone, and joined to or taken from M in each round
+ROUNDS = 6
+REACH = 2  # pixels that the extractor sees between M and a segment that is joined to it
+FEWEST = 4  # pixels by which an exchange changes M
+WORTH = 0.02  # share by which a round raises the gain, or it is the last
+BETTER = 0.5  # share by which M gains more than the mask of the solve, or that one stays
+TOGETHER = 8  # pictures in memory at a time
+
+
+class Composition(NamedTuple):
+    """What `compose` found.
+
+    Attributes:
+      mask: M, (H, W) bool; empty where nothing gains.
+      normal: n_M, (H, W, 3) float32, ImageNet-normalised.
+      gain: G(M), in pixels of a normal picture.
+    """
+
+    mask: np.ndarray
+    normal: np.ndarray
+    gain: float
+
+
+def explain(model: Model, chosen: Plan, outcome: Outcome) -> Outcome:
+    """The outcome of a solve from x, or what `compose` finds where that leaves n unexplained.
+
+    Args:
+      model: as fitted or tuned.
+      chosen: the plan of the solve.
+      outcome: what the solve has come to.
+    """
+    if chosen.start.filled or outcome.residual <= 1 or not model.procedure.composing:
+        return outcome
+    solved = np.zeros_like(outcome.mask) if outcome.given_up else outcome.mask
+    found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved)
+    if not found.mask.any() or found.mask is solved:
+        return outcome
+    return outcome._replace(mask=found.mask, residual=left_in(model, chosen, found.normal))
+
+
+def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, solved: np.ndarray) -> Composition:
+    """The union of segments with the largest gain that a greedy search finds.
+
+    It begins with the best single segment, level set of the scores, or mask of the solve, and in each round joins or
+    takes away the segment that gains most. The mask of the solve stays where the search gains little more than it does.
+
+    Args:
+      model: as fitted or tuned.
+      sight: the picture.
+      region: where M may lie, (H, W) bool.
+      fill: (H, W, 3) float32, ImageNet-normalised.
+      solved: the mask of the solve, (H, W) bool, empty where there is none.
+    """
+    segments = find_segments(model, sight, region)
+    unit = max(float(model.scales.score), float(np.median(sight.costs))) * sight.costs.size / region.size
+    before = float(sight.costs.sum())
+
+    def gains(tried: Sequence[np.ndarray]) -> np.ndarray:
+        costs = [
+            total_costs(model, np.stack([_composed(sight, fill, mask) for mask in tried[first : first + TOGETHER]]))
+            for first in range(0, len(tried), TOGETHER)
+        ]
+        return (before - np.concatenate(costs)) / unit - PRICE * np.array([mask.sum() for mask in tried])
+
+    first = [solved, *_levels(model, sight, region), *segments[:FIRST]]
+    values = gains(first)
+    mask, gain = first[int(values.argmax())], float(values.max())
+    for _ in range(ROUNDS):
+        tried = _exchanges(mask, segments, reach=round(REACH * model.scale), fewest=FEWEST * model.scale**2)[:EACH]
+        if not tried or gain <= 0:
+            break
+        found = gains(tried)
+        if found.max() <= (1 + WORTH) * gain:
+            break
+        mask, gain = tried[int(found.argmax())], float(found.max())
+    if gain <= (1 + BETTER) * values[0]:  # of the solve, 0 where that is empty
+        mask, gain = solved, float(values[0])
+    return Composition(mask, _composed(sight, fill, mask), gain)
+
+
+def find_segments(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:
+    """Segments of x that lie in the region, from small to large ones, (H, W) bool each; the highest scores first.
+
+    Args:
+      model: as fitted or tuned.
+      sight: the picture.
+      region: (H, W) bool.
+    """
+    picture, scores = denormalize(sight.image), resize_map(sight.scores, model.shape)
+    found: dict[bytes, tuple[float, np.ndarray]] = {}
+    for scale in SCALES:
+        numbers = felzenszwalb(picture, scale=scale, sigma=0.5, min_size=round(SMALLEST * model.scale**2))
+        every = np.arange(numbers.max() + 1)
+        inside, means = ndimage.mean(region, numbers, every), ndimage.mean(scores, numbers, every)
+        for number in np.flatnonzero(np.asarray(inside) >= WITHIN):
+            segment = (numbers == number) & region
+            found.setdefault(np.packbits(segment).tobytes(), (float(means[number]), segment))
+    return [segment for _, segment in sorted(found.values(), key=lambda entry: -entry[0])]
+
+
+def _levels(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:
+    """What of the region scores above each of equal steps between its lowest and its highest score."""
+    scores = resize_map(sight.scores, model.shape)
+    steps = np.linspace(scores[region].min(), scores[region].max(), LEVELS + 2)[1:-1]
+    return [region & (scores > step) for step in steps]
+
+
+def _exchanges(mask: np.ndarray, segments: Sequence[np.ndarray], *, reach: int, fewest: float) -> list[np.ndarray]:
+    """M with a segment that is near, holes closed, or without one that it holds, in the order of the segments."""
+    near = ndimage.binary_dilation(mask, SQUARE, iterations=max(reach, 1))
+    found: dict[bytes, np.ndarray] = {}
+    for segment in segments:
+        new, held = np.count_nonzero(segment & ~mask), np.count_nonzero(segment & mask)
+        if new >= fewest and (segment & near).any():
+            joined = np.asarray(ndimage.binary_fill_holes(mask | segment), bool)
+            found.setdefault(np.packbits(joined).tobytes(), joined)
+        if held >= fewest and np.count_nonzero(mask) - held > 2 * fewest:
+            less = mask & ~segment
+            found.setdefault(np.packbits(less).tobytes(), less)
+    return list(found.values())
+
+
+def _composed(sight: Sight, fill: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """n_M, (H, W, 3) float32."""
+    return np.where(mask[..., None], fill, sight.image)
