@@ -24,6 +24,7 @@ from f2pad_jax.data.images import resize_map
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, left_in
 from f2pad_jax.preparing import SQUARE, Plan
+from f2pad_jax.reducing import Shape
 from f2pad_jax.sights import Sight, total_costs
 
 PRICE = 1.0  # of a pixel of M: what a pixel of a normal picture costs
@@ -43,6 +44,38 @@ FEWEST = 4  # pixels by which an exchange changes M
 WORTH = 0.02  # share by which a round raises the gain, or it is the last
 BETTER = 0.5  # share by which M gains more than the mask of the solve, or that one stays
 TOGETHER = 8  # pictures in memory at a time
+
+
+class Segment(NamedTuple):
+    """A connected set of pixels.
+
+    Attributes:
+      place: rows and columns of the box round it.
+      pixels: which of the box belong to it, (h, w) bool.
+    """
+
+    place: tuple[slice, slice]
+    pixels: np.ndarray
+
+    def mask(self, shape: Shape) -> np.ndarray:
+        """It alone, (H, W) bool."""
+        return self.joined(np.zeros(shape, bool))
+
+    def joined(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (H, W) with it."""
+        mask = mask.copy()
+        mask[self.place] |= self.pixels
+        return mask
+
+    def taken(self, mask: np.ndarray) -> np.ndarray:
+        """A mask (H, W) without it."""
+        mask = mask.copy()
+        mask[self.place] &= ~self.pixels
+        return mask
+
+    def common(self, mask: np.ndarray) -> int:
+        """How many of its pixels a mask (H, W) has."""
+        return int(np.count_nonzero(self.pixels & mask[self.place]))
 
 
 class Composition(NamedTuple):
@@ -100,11 +133,11 @@ def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, so
         ]
         return (before - np.concatenate(costs)) / unit - PRICE * np.array([mask.sum() for mask in tried])
 
-    first = [solved, *_levels(model, sight, region), *segments[:FIRST]]
+    first = [solved, *_levels(model, sight, region), *(segment.mask(region.shape) for segment in segments[:FIRST])]
     values = gains(first)
     mask, gain = first[int(values.argmax())], float(values.max())
     for _ in range(ROUNDS):
-        tried = _exchanges(mask, segments, reach=round(REACH * model.scale), fewest=FEWEST * model.scale**2)[:EACH]
+        tried = _exchanges(mask, segments, reach=round(REACH * model.scale), fewest=FEWEST * model.scale**2)
         if not tried or gain <= 0:
             break
         found = gains(tried)
@@ -116,8 +149,8 @@ def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, so
     return Composition(mask, _composed(sight, fill, mask), gain)
 
 
-def find_segments(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:
-    """Segments of x that lie in the region, from small to large ones, (H, W) bool each; the highest scores first.
+def find_segments(model: Model, sight: Sight, region: np.ndarray) -> list[Segment]:
+    """Segments of x that lie in the region, at all `SCALES`; those with the highest mean score come first.
 
     Args:
       model: as fitted or tuned.
@@ -125,15 +158,27 @@ def find_segments(model: Model, sight: Sight, region: np.ndarray) -> list[np.nda
       region: (H, W) bool.
     """
     picture, scores = denormalize(sight.image), resize_map(sight.scores, model.shape)
-    found: dict[bytes, tuple[float, np.ndarray]] = {}
+    found: dict[bytes, tuple[float, Segment]] = {}
     for scale in SCALES:
         numbers = felzenszwalb(picture, scale=scale, sigma=0.5, min_size=round(SMALLEST * model.scale**2))
         every = np.arange(numbers.max() + 1)
         inside, means = ndimage.mean(region, numbers, every), ndimage.mean(scores, numbers, every)
+        boxes = ndimage.find_objects(numbers + 1)
         for number in np.flatnonzero(np.asarray(inside) >= WITHIN):
-            segment = (numbers == number) & region
-            found.setdefault(np.packbits(segment).tobytes(), (float(means[number]), segment))
+            segment = _segment(boxes[number], (numbers[boxes[number]] == number) & region[boxes[number]])
+            rows, columns = segment.place
+            key = np.array([rows.start, rows.stop, columns.start, columns.stop]).tobytes()
+            found.setdefault(key + np.packbits(segment.pixels).tobytes(), (float(means[number]), segment))
     return [segment for _, segment in sorted(found.values(), key=lambda entry: -entry[0])]
+
+
+def _segment(box: tuple[slice, slice], pixels: np.ndarray) -> Segment:
+    """A segment in the smallest box round it."""
+    rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
+    tight = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
+    top, left = box[0].start, box[1].start
+    place = slice(top + tight[0].start, top + tight[0].stop), slice(left + tight[1].start, left + tight[1].stop)
+    return Segment(place, pixels[tight])
 
 
 def _levels(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:
@@ -143,19 +188,22 @@ def _levels(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:
     return [region & (scores > step) for step in steps]
 
 
-def _exchanges(mask: np.ndarray, segments: Sequence[np.ndarray], *, reach: int, fewest: float) -> list[np.ndarray]:
-    """M with a segment that is near, holes closed, or without one that it holds, in the order of the segments."""
+def _exchanges(mask: np.ndarray, segments: Sequence[Segment], *, reach: int, fewest: float) -> list[np.ndarray]:
+    """M with a segment that is near, holes closed, or without one that it holds: the first `EACH`, none twice."""
     near = ndimage.binary_dilation(mask, SQUARE, iterations=max(reach, 1))
+    size = np.count_nonzero(mask)
     found: dict[bytes, np.ndarray] = {}
     for segment in segments:
-        new, held = np.count_nonzero(segment & ~mask), np.count_nonzero(segment & mask)
-        if new >= fewest and (segment & near).any():
-            joined = np.asarray(ndimage.binary_fill_holes(mask | segment), bool)
+        held = segment.common(mask)
+        if np.count_nonzero(segment.pixels) - held >= fewest and segment.common(near):
+            joined = np.asarray(ndimage.binary_fill_holes(segment.joined(mask)), bool)
             found.setdefault(np.packbits(joined).tobytes(), joined)
-        if held >= fewest and np.count_nonzero(mask) - held > 2 * fewest:
-            less = mask & ~segment
+        if held >= fewest and size - held > 2 * fewest:
+            less = segment.taken(mask)
             found.setdefault(np.packbits(less).tobytes(), less)
-    return list(found.values())
+        if len(found) >= EACH:
+            break
+    return list(found.values())[:EACH]
 
 
 def _composed(sight: Sight, fill: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from skimage.measure import label
 
 from f2pad_jax import composing
-from f2pad_jax.composing import BETTER, PRICE, compose, explain, find_segments
+from f2pad_jax.composing import BETTER, PRICE, Segment, compose, explain, find_segments
 from f2pad_jax.data.images import resize_mask
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fitting import fit
@@ -92,7 +91,8 @@ def test_no_single_segment_gains_more(painted: Painted) -> None:
     sight, chosen = _suspect(painted)
     found = compose(model, sight, chosen.region, chosen.start.fill, NOTHING)
     unit = max(float(model.scales.score), float(np.median(sight.costs))) * sight.costs.size / chosen.region.size
-    for mask in find_segments(model, sight, chosen.region)[: composing.FIRST]:
+    for one in find_segments(model, sight, chosen.region)[: composing.FIRST]:
+        mask = one.mask((SIDE, SIDE))
         tried = np.where(mask[..., None], chosen.start.fill, sight.image)
         gain = (sight.costs.sum() - total_costs(model, tried[None])[0]) / unit - mask.sum()
         assert found.gain >= gain - 1e-3 * abs(gain)
@@ -121,16 +121,31 @@ def test_a_fill_that_changes_nothing_gains_nothing(painted: Painted) -> None:
     np.testing.assert_array_equal(none.normal, sight.image)
 
 
-def test_segments_are_connected_lie_in_the_region_and_come_once(painted: Painted) -> None:
+def test_segments_lie_in_the_region_and_come_once(painted: Painted) -> None:
     sight, chosen = _suspect(painted)
     segments = find_segments(painted.model, sight, chosen.region)
-    assert len({mask.tobytes() for mask in segments}) == len(segments) > 3
-    for mask in segments:
-        assert mask.any()
+    masks = [segment.mask((SIDE, SIDE)) for segment in segments]
+    assert len({mask.tobytes() for mask in masks}) == len(masks) > 3
+    for one, mask in zip(segments, masks, strict=True):
+        assert mask.sum() == one.pixels.sum() == one.common(mask) > 0
+        for axis in (0, 1):
+            assert np.asarray(one.pixels.any(axis=axis))[[0, -1]].all()
         assert not (mask & ~chosen.region).any()
-        assert np.asarray(label(mask, connectivity=2)).max() <= 2  # cut by the region's border at most once
-    means = [sight.scores[mask].mean() for mask in segments]
+    means = [sight.scores[mask].mean() for mask in masks]
     assert means[0] >= means[-1]
+
+
+def test_a_segment_is_joined_to_a_mask_and_taken_from_it() -> None:
+    rng = np.random.default_rng(0)
+    mask, pixels = rng.random((12, 9)) < 0.5, rng.random((4, 3)) < 0.7
+    some, alone = Segment((slice(5, 9), slice(2, 5)), pixels), np.zeros((12, 9), bool)
+    alone[5:9, 2:5] = pixels
+    before = mask.copy()
+    np.testing.assert_array_equal(some.mask((12, 9)), alone)
+    np.testing.assert_array_equal(some.joined(mask), mask | alone)
+    np.testing.assert_array_equal(some.taken(mask), mask & ~alone)
+    assert some.common(mask) == (mask & alone).sum()
+    np.testing.assert_array_equal(mask, before)
 
 
 def test_what_is_explained_or_filled_or_not_asked_for_is_left_alone(painted: Painted) -> None:
