@@ -96,6 +96,32 @@ def f1max(scores: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
     return float(f1[best]), float(thresholds[best])
 
 
+def best_iou(scores: np.ndarray, masks: np.ndarray) -> tuple[float, float]:
+    """The best mean IoU of {score > threshold} over pictures that have a defect, and the threshold giving it.
+
+    Of 200 thresholds, quantiles of the upper half of these pictures' scores. It is an oracle, as `f1max` is.
+
+    Args:
+      scores: (N, H, W).
+      masks: (N, H, W) bool, some not empty.
+
+    Returns:
+      The mean IoU in [0, 1], and the threshold in units of the scores.
+
+    Raises:
+      InputError: no mask has a pixel.
+    """
+    scores, masks = np.asarray(scores), np.asarray(masks, bool)
+    defective = masks.any(axis=(1, 2))
+    if not defective.any():
+        raise InputError("no picture has a defect", hint="give at least one with its mask")
+    scores, masks = scores[defective], masks[defective]
+    levels = np.quantile(scores, np.linspace(0.5, 1, 200, endpoint=False))
+    means = [np.mean([iou(one > level, mask) for one, mask in zip(scores, masks, strict=True)]) for level in levels]
+    best = int(np.argmax(means))
+    return float(means[best]), float(levels[best])
+
+
 def image_auroc(scores: np.ndarray, defective: np.ndarray) -> float:
     """Area under the ROC curve of pictures, by one score each: (N,) and bool (N,), both kinds among them."""
     return float(roc_auc_score(defective, scores))

@@ -6,7 +6,7 @@ from scipy import ndimage
 from sklearn.metrics import f1_score, jaccard_score
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.metrics import aupro, boundary_f1, dice, f1max, iou, pixel_auroc, pooled_iou
+from f2pad_jax.metrics import aupro, best_iou, boundary_f1, dice, f1max, iou, pixel_auroc, pooled_iou
 
 RNG = np.random.default_rng(0)
 MASKS = np.stack([ndimage.gaussian_filter(RNG.standard_normal((24, 30)), 2) > 0.12 for _ in range(4)])
@@ -45,6 +45,22 @@ def test_auroc_is_the_share_of_pairs_in_order(scores: np.ndarray) -> None:
     defect, normal = scores[MASKS], scores[~MASKS]
     pairs = np.sign(defect[:, None] - normal[None])
     assert pixel_auroc(scores, MASKS) == pytest.approx((pairs.mean() + 1) / 2, abs=1e-9)
+
+
+def test_best_iou_is_that_of_no_other_threshold() -> None:
+    """Pictures without a defect do not count, and the threshold gives what it says; a loop over all thresholds."""
+    rng = np.random.default_rng(1)
+    masks = np.zeros((4, 12, 12), bool)
+    for k in range(3):
+        masks[k, k : k + 5, 2:8] = True
+    scores = masks + rng.normal(0, 0.5, masks.shape)
+    scores[3] += 9
+    value, threshold = best_iou(scores, masks)
+    assert value == pytest.approx(np.mean([iou(scores[k] > threshold, masks[k]) for k in range(3)]))
+    every = [np.mean([iou(scores[k] > level, masks[k]) for k in range(3)]) for level in np.unique(scores[:3])]
+    assert max(every) - 0.03 < value <= max(every)
+    with pytest.raises(InputError, match="no picture has a defect"):
+        best_iou(scores, np.zeros_like(masks))
 
 
 @pytest.mark.parametrize("scores", [NOISY, TIED])

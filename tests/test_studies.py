@@ -250,7 +250,8 @@ def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: py
     asked = ("--data", str(mvtec), "--detector", "padim", "--untuned", "--out", str(tmp_path / "out"))
     assert main(["experiment", "real", *asked]) == 0
     content = json.loads((tmp_path / "out" / "real.json").read_text("utf-8"))
-    (run,) = content["runs"]
+    informed, run = content["runs"]
+    assert (informed["variant"], run["variant"]) == ("best-iou", "full")
     assert (run["dataset"], run["train_images"], run["test_images"]) == ("mvtec", TRAIN - 1, 3)
     assert [(image["image"], image["defect"]) for image in run["per_image"]] == [
         ("bent/000", True), ("bent/001", True), ("good/000", False)
@@ -260,9 +261,12 @@ def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: py
     row = rows(tmp_path / "out", "real")[0]
     assert row[2] == "2 / 1"
     assert float(row[3]) >= run["backbone_oracle"]["iou"] - 0.05  # no threshold has a higher mean IoU
-    assert row[4] == f"{run['backbone']['iou']:.1f}"
-    assert row[7].startswith(f"{run['f2pad']['iou']:.1f} / ")
-    assert row[8] == f"{run['good_marked']} of 1"
+    assert row[3] == f"{informed['backbone']['iou']:.1f}"  # whose own threshold that is
+    assert row[4].startswith(f"{informed['f2pad']['iou']:.1f} / ")
+    assert row[5] == f"{run['backbone']['iou']:.1f}"
+    assert row[8].startswith(f"{run['f2pad']['iou']:.1f} / ")
+    assert row[9] in ("0 of 1", "1 of 1")
+    assert row[10] == f"{run['good_marked']} of 1"
     text = (tmp_path / "out" / "real.md").read_text("utf-8")
     (maps,) = (line for line in text.partition("refined map")[2].splitlines() if line.startswith("| padim"))
     measures = ("pixel_auroc", "aupro", "aupro_5", "f1max", "image_auroc", "image_f1max")

@@ -15,6 +15,7 @@ from f2pad_jax.experiments import defects, figures, studies, tables
 from f2pad_jax.experiments.cases import Case
 from f2pad_jax.experiments.variants import (
     ABLATIONS,
+    AT_BEST,
     CHOICES,
     CURVES,
     FILL,
@@ -83,6 +84,6 @@ _ALL = (
     _study("growth", "Regions that grow", (FULL, GROWTH)),
     _study("tuning", "What tuning is worth", TUNINGS),
     _study("kinds", "Kinds of anomaly", (FULL, FILL, UNCOMPOSED), kinds=GRADED),
-    _study("real", "MVTec AD's own defects", (FULL,), real=True),
+    _study("real", "MVTec AD's own defects", (FULL, AT_BEST), real=True),
 )
 EXPERIMENTS = {experiment.name: experiment for experiment in _ALL}

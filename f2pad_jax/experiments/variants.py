@@ -23,7 +23,7 @@ from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
-from f2pad_jax.metrics import f1max
+from f2pad_jax.metrics import best_iou, f1max
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import clean, refined_map
 from f2pad_jax.preparing import Place, locate, plan
@@ -34,7 +34,7 @@ from f2pad_jax.solving import find_solutions
 
 DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, PAPER, BEST, FILL = "full", "curves", "growth", "paper", "f1", "initialisation"
-UNCOMPOSED = "composing=False"
+UNCOMPOSED, AT_BEST = "composing=False", "best-iou"
 PRESETS = {
     CURVES: "sparsity=constant",  # while β rises, F changes its meaning
     "no-pixel-prior": "alpha1=0",
@@ -129,11 +129,14 @@ def change(model: Model, variant: str, category: Category) -> Model:
     Args:
       model: as fitted or tuned; where `fit_changes` has something, in that way.
       variant: its name.
-      category: the pictures; "f1" knows their truth.
+      category: the pictures; "f1" and "best-iou" know their truth.
     """
     asked = changes(variant)
     if variant == BEST:
         return _at(model, f1max(score_maps(model, category.images), category.masks)[1])
+    if variant == AT_BEST:
+        threshold = best_iou(score_maps(model, category.images), category.masks)[1]
+        return replace(model, procedure=replace(model.procedure, threshold=threshold))
     if variant == PAPER:
         settings, procedure = paper_settings()
         return replace(model, settings=settings, procedure=procedure)
