@@ -135,8 +135,8 @@ def real(_: str, cases: Sequence[Case]) -> str:
         "IoU × 100, means over pictures with a defect. The best threshold is the one of the test set with the highest "
         "mean IoU of the detector's masks; in one column F2PAD's region knows it as well. The own threshold and the "
         "region in F2PAD's other column come from normal pictures alone. Otsu's threshold and the random walk over "
-        "colours work on the same score maps, in pictures that reach the own threshold.\n\nThe detector's map → F2PAD's "
-        "refined map, × 100, all pictures:\n\n"
+        "colours work on the same score maps, in pictures that reach the own threshold.\n\nThe detector's map → "
+        "F2PAD's refined map, × 100, all pictures:\n\n"
         f"{markdown(['detector', 'category', *titles], maps)}"
     )
 
