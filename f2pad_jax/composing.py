@@ -19,7 +19,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.segmentation import felzenszwalb
 
-from f2pad_jax.core.pixels import denormalize
+from f2pad_jax.core.pixels import denormalize, normalize
 from f2pad_jax.data.images import resize_map
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, left_in
@@ -42,7 +42,7 @@ ROUNDS = 6
 REACH = 2  # pixels that the extractor sees between M and a segment that is joined to it
 FEWEST = 4  # pixels by which an exchange changes M
 WORTH = 0.02  # share by which a round raises the gain, or it is the last
-BETTER = 0.5  # share by which M gains more than the mask of the solve, or that one stays
+BETTER = 0.25  # share by which M gains more than the solve did, or the mask of the solve stays
 TOGETHER = 8  # pictures in memory at a time
 
 
@@ -83,8 +83,8 @@ class Composition(NamedTuple):
 
     Attributes:
       mask: M, (H, W) bool; empty where nothing gains.
-      normal: n_M, (H, W, 3) float32, ImageNet-normalised.
-      gain: G(M), in pixels of a normal picture.
+      normal: n_M, or n* of the solve where that stays, (H, W, 3) float32, ImageNet-normalised.
+      gain: G of it, in pixels of a normal picture.
     """
 
     mask: np.ndarray
@@ -92,28 +92,32 @@ class Composition(NamedTuple):
     gain: float
 
 
-def explain(model: Model, chosen: Plan, outcome: Outcome) -> Outcome:
+def explain(model: Model, chosen: Plan, outcome: Outcome, normal: np.ndarray) -> Outcome:
     """The outcome of a solve from x, or what `compose` finds where that leaves n unexplained.
 
     Args:
       model: as fitted or tuned.
       chosen: the plan of the solve.
       outcome: what the solve has come to.
+      normal: its n*, uint8 (H, W, 3).
     """
     if chosen.start.filled or outcome.residual <= 1 or not model.procedure.composing:
         return outcome
     solved = np.zeros_like(outcome.mask) if outcome.given_up else outcome.mask
-    found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved)
+    found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved, normalize(normal))
     if not found.mask.any() or found.mask is solved:
         return outcome
     return outcome._replace(mask=found.mask, residual=left_in(model, chosen, found.normal))
 
 
-def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, solved: np.ndarray) -> Composition:
+def compose(
+    model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, solved: np.ndarray, normal: np.ndarray
+) -> Composition:
     """The union of segments with the largest gain that a greedy search finds.
 
     It begins with the best single segment, level set of the scores, or mask of the solve, and in each round joins or
-    takes away the segment that gains most. The mask of the solve stays where the search gains little more than it does.
+    takes away the segment that gains most. The n* of the solve, which fits the picture better than a fill, stays where
+    the search gains little more than it does.
 
     Args:
       model: as fitted or tuned.
@@ -121,6 +125,7 @@ def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, so
       region: where M may lie, (H, W) bool.
       fill: (H, W, 3) float32, ImageNet-normalised.
       solved: the mask of the solve, (H, W) bool, empty where there is none.
+      normal: its n*, (H, W, 3) float32, ImageNet-normalised; x outside the mask.
     """
     segments = find_segments(model, sight, region)
     unit = max(float(model.scales.score), float(np.median(sight.costs))) * sight.costs.size / region.size
@@ -144,8 +149,9 @@ def compose(model: Model, sight: Sight, region: np.ndarray, fill: np.ndarray, so
         if found.max() <= (1 + WORTH) * gain:
             break
         mask, gain = tried[int(found.argmax())], float(found.max())
-    if gain <= (1 + BETTER) * values[0]:  # of the solve, 0 where that is empty
-        mask, gain = solved, float(values[0])
+    own = (before - float(total_costs(model, normal[None])[0])) / unit - PRICE * solved.sum() if solved.any() else 0.0
+    if gain <= (1 + BETTER) * max(own, 0.0):
+        return Composition(solved, normal, own)
     return Composition(mask, _composed(sight, fill, mask), gain)
 
 

@@ -15,7 +15,6 @@ from skimage.morphology import remove_small_objects
 from tqdm import tqdm
 
 from f2pad_jax.composing import explain
-from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
@@ -23,9 +22,9 @@ from f2pad_jax.grouping import budget, groups
 from f2pad_jax.interest import check_roi, lowest_outside
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, read_off, refined_map
-from f2pad_jax.preparing import Plan, Start, locate, plan, plan_estimation
+from f2pad_jax.preparing import Plan, Start, locate, plan
 from f2pad_jax.sights import Sight, look
-from f2pad_jax.solving import find_solutions
+from f2pad_jax.solving import find_normals, find_solutions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,14 +256,15 @@ def segment_regions(
     suspect = [k for k, region in enumerate(regions) if region.any()]
     plans = [plan(model, sights[k], regions[k], starts[k] if starts else None) for k in suspect]
     for place, outcome in find_outcomes(model, plans, title=title):
-        outcomes[suspect[place]] = explain(model, plans[place], outcome)
+        outcomes[suspect[place]] = outcome
+    for k, normal in find_normals(model, images, sights, {k: outcomes[k].mask for k in suspect}):
+        normals[k] = normal
 
-    marked = [k for k, outcome in enumerate(outcomes) if outcome.mask.any()]
-    estimations = [plan_estimation(model, sights[k], outcomes[k].mask) for k in marked]
-    for place, solution in find_solutions(model, estimations):
-        k = marked[place]
-        recovered = estimations[place].box.put(denormalize(np.asarray(solution.normal)), images[k])
-        normals[k] = np.where(outcomes[k].mask[..., None], recovered, images[k])
+    others = {k: explain(model, chosen, outcomes[k], normals[k]) for k, chosen in zip(suspect, plans, strict=True)}
+    composed = {k: outcome.mask for k, outcome in others.items() if outcome is not outcomes[k]}
+    outcomes = [others.get(k, outcome) for k, outcome in enumerate(outcomes)]
+    for k, normal in find_normals(model, images, sights, composed):
+        normals[k] = normal
 
     scores = [resize_map(sight.scores, model.shape) for sight in sights]
     thresholds = [model.threshold_in(sight.limits) for sight in sights]

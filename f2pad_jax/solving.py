@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax.core import Energy, Solution, solve_many
+from f2pad_jax.core.pixels import denormalize
 from f2pad_jax.model import Model
-from f2pad_jax.preparing import Plan, build
+from f2pad_jax.preparing import Plan, build, plan_estimation
+from f2pad_jax.sights import Sight
 
 LANES = 64  # per accelerator
 EXHAUSTED = "RESOURCE_EXHAUSTED"  # how XLA names a lack of memory
@@ -35,6 +38,25 @@ def find_solutions(model: Model, plans: Sequence[Plan], *, title: str | None = N
             for index, solution in solve_on_all(model.energy, lambda k: build(model, plans[k]), members):
                 bar.update()
                 yield index, solution
+
+
+def find_normals(
+    model: Model, images: np.ndarray, sights: Sequence[Sight], masks: Mapping[int, np.ndarray]
+) -> Iterator[tuple[int, np.ndarray]]:
+    """Step 6 of Algorithm 1: n* where something is marked, as index and n*, uint8 (H, W, 3), x outside the mask.
+
+    Args:
+      model: as fitted or tuned.
+      images: uint8 RGB (N, H, W, 3).
+      sights: of `look`.
+      masks: final, (H, W) bool, by index; empty ones are left out.
+    """
+    marked = [k for k, mask in masks.items() if mask.any()]
+    plans = [plan_estimation(model, sights[k], masks[k]) for k in marked]
+    for place, solution in find_solutions(model, plans):
+        k = marked[place]
+        recovered = plans[place].box.put(denormalize(np.asarray(solution.normal)), images[k])
+        yield k, np.where(masks[k][..., None], recovered, images[k])
 
 
 def solve_on_all(energy: Energy, case: Callable[[int], Any], indices: Sequence[int]) -> Iterator[tuple[int, Solution]]:

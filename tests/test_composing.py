@@ -74,7 +74,7 @@ def test_the_gain_is_what_it_says(painted: Painted) -> None:
     """G(M) by the detector's own map of the composed picture, position by position."""
     model = painted.model
     sight, chosen = _suspect(painted)
-    found = compose(model, sight, chosen.region, chosen.start.fill, NOTHING)
+    found = compose(model, sight, chosen.region, chosen.start.fill, NOTHING, sight.image)
     np.testing.assert_array_equal(found.normal, np.where(found.mask[..., None], chosen.start.fill, sight.image))
     (after,) = look(model, found.normal[None])
     unit = max(float(model.scales.score), float(np.median(sight.costs)))
@@ -89,7 +89,7 @@ def test_no_single_segment_gains_more(painted: Painted) -> None:
     """The search begins with the best single one, so an exhaustive look at them is a lower bound."""
     model = painted.model
     sight, chosen = _suspect(painted)
-    found = compose(model, sight, chosen.region, chosen.start.fill, NOTHING)
+    found = compose(model, sight, chosen.region, chosen.start.fill, NOTHING, sight.image)
     unit = max(float(model.scales.score), float(np.median(sight.costs))) * sight.costs.size / chosen.region.size
     for one in find_segments(model, sight, chosen.region)[: composing.FIRST]:
         mask = one.mask((SIDE, SIDE))
@@ -101,21 +101,21 @@ def test_no_single_segment_gains_more(painted: Painted) -> None:
 def test_the_mask_of_the_solve_stays_where_little_more_is_gained(painted: Painted) -> None:
     """Each mask is given in turn as that of the solve: it comes back as it is, or what comes gains much more."""
     sight, chosen = _suspect(painted)
-    solved, gain, rounds = NOTHING, 0.0, 0
+    solved, normal, gain, rounds = NOTHING, sight.image, 0.0, 0
     while True:
-        found = compose(painted.model, sight, chosen.region, chosen.start.fill, solved)
+        found = compose(painted.model, sight, chosen.region, chosen.start.fill, solved, normal)
         rounds += 1
         if found.mask is solved:
             break
         assert found.gain > (1 + BETTER) * gain
-        solved, gain = found.mask, found.gain
+        solved, normal, gain = found.mask, found.normal, found.gain
     assert 1 < rounds < 6
     assert found.gain == pytest.approx(gain, rel=1e-5)
 
 
 def test_a_fill_that_changes_nothing_gains_nothing(painted: Painted) -> None:
     sight, chosen = _suspect(painted)
-    none = compose(painted.model, sight, chosen.region, sight.image, NOTHING)
+    none = compose(painted.model, sight, chosen.region, sight.image, NOTHING, sight.image)
     assert none.gain == 0
     assert not none.mask.any()
     np.testing.assert_array_equal(none.normal, sight.image)
@@ -150,15 +150,15 @@ def test_a_segment_is_joined_to_a_mask_and_taken_from_it() -> None:
 
 def test_what_is_explained_or_filled_or_not_asked_for_is_left_alone(painted: Painted) -> None:
     _, chosen = _suspect(painted)
-    model, mask = painted.model, np.zeros((SIDE, SIDE), bool)
-    left = Outcome(mask, 1.4, 60, "converged")
-    assert explain(model, chosen, left).mask.any()
+    model, x = painted.model, painted.images[0]
+    left = Outcome(NOTHING, 1.4, 60, "converged")
+    assert explain(model, chosen, left, x).mask.any()
     for other in (left._replace(residual=1.0), left._replace(residual=0.3)):
-        assert explain(model, chosen, other) is other
+        assert explain(model, chosen, other, x) is other
     filled = chosen._replace(start=chosen.start._replace(filled=True))
-    assert explain(model, filled, left) is left
+    assert explain(model, filled, left, x) is left
     off = replace(model, procedure=replace(model.procedure, composing=False))
-    assert explain(off, chosen, left) is left
+    assert explain(off, chosen, left, x) is left
     assert not paper_settings()[1].composing
 
 
@@ -169,7 +169,7 @@ def test_where_the_extractor_sees_a_reduced_picture(lite0: Extractor) -> None:
     (sight,) = look(model, cases[0][0][None])
     region = resize_mask(sight.scores > np.quantile(sight.scores, 0.7), (128, 128))
     place = plan(model, sight, region)
-    found = compose(model, sight, place.region, place.start.fill, np.zeros((128, 128), bool))
+    found = compose(model, sight, place.region, place.start.fill, np.zeros((128, 128), bool), sight.image)
     assert found.mask.shape == (128, 128)
     assert found.normal.shape == (128, 128, 3)
     after = total_costs(model, found.normal[None])[0]
