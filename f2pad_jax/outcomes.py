@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from f2pad_jax.model import Model
 from f2pad_jax.preparing import SQUARE, Plan
 from f2pad_jax.reducing import scale_of
 from f2pad_jax.sights import look, smooth_map
+from f2pad_jax.solving import find_solutions
 
 DOT = 8  # pixels that the extractor sees; connected pieces of the mask that are no larger are removed
 NEAR = 0.7  # of the highest score of its piece of the region: what a piece of the mask reaches to stay
@@ -40,6 +42,12 @@ class Outcome(NamedTuple):
     iterations: int
     status: str
     given_up: bool = False
+
+
+def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Outcome]]:
+    """Steps 4 and 5: solves, and reads the masks off a = x − n; index and outcome of each, as they finish."""
+    for index, solution in find_solutions(model, plans, title=title):
+        yield index, read_off(model, plans[index], solution)
 
 
 def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:

@@ -21,10 +21,10 @@ from f2pad_jax.defects import Defect, find_defects
 from f2pad_jax.grouping import budget, groups
 from f2pad_jax.interest import check_roi, lowest_outside
 from f2pad_jax.model import Model
-from f2pad_jax.outcomes import Outcome, read_off, refined_map
-from f2pad_jax.preparing import Plan, Start, locate, plan
+from f2pad_jax.outcomes import Outcome, find_outcomes, refined_map
+from f2pad_jax.preparing import Start, locate, plan
 from f2pad_jax.sights import Sight, look
-from f2pad_jax.solving import find_normals, find_solutions
+from f2pad_jax.solving import find_normals
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,8 @@ class Segmentation:
     """What `segment` found in one picture; everything at the size of the picture.
 
     Attributes:
-      mask: {a ≠ 0} without dots and enclosed holes, (H, W) bool; m⁽⁰⁾ where that is empty and the detector is certain.
+      mask: {a ≠ 0} without dots and enclosed holes, or segments where n is composed, (H, W) bool; m⁽⁰⁾ where that is
+        empty and the detector is certain.
       normal: the recovered non-defective picture n*, (H, W, 3) uint8; equal to the picture outside the mask.
       anomaly: a = x − n*, (H, W, 3) float32 in [-1, 1].
       initial_mask: the detector's mask m⁽⁰⁾, (H, W) bool.
@@ -286,12 +287,6 @@ def segment_regions(
         )
         for k, outcome in enumerate(outcomes)
     ]
-
-
-def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = None) -> Iterator[tuple[int, Outcome]]:
-    """Steps 4 and 5: solves, and reads the masks off a = x − n; index and outcome of each, as they finish."""
-    for index, solution in find_solutions(model, plans, title=title):
-        yield index, read_off(model, plans[index], solution)
 
 
 def at_size_of(result: Segmentation, image: np.ndarray) -> Segmentation:

@@ -12,8 +12,8 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.fitting import refit_mixture, synthetic_anomalies
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model
+from f2pad_jax.outcomes import find_outcomes
 from f2pad_jax.preparing import locate, plan
-from f2pad_jax.segmentation import find_outcomes
 from f2pad_jax.sights import look
 
 COUNT = 8  # synthetic pictures that a setting is judged by; those that do not lead after half of them are dropped
