@@ -93,7 +93,7 @@ class Composition(NamedTuple):
 
 
 def explain(model: Model, chosen: Plan, outcome: Outcome, normal: np.ndarray) -> Outcome:
-    """The outcome of a solve from x, or what `compose` finds where that leaves n unexplained.
+    """The outcome of a solve from x, or what `compose` finds where that leaves n unexplained and this leaves less.
 
     Args:
       model: as fitted or tuned.
@@ -107,7 +107,8 @@ def explain(model: Model, chosen: Plan, outcome: Outcome, normal: np.ndarray) ->
     found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved, normalize(normal))
     if not found.mask.any() or found.mask is solved:
         return outcome
-    return outcome._replace(mask=found.mask, residual=left_in(model, chosen, found.normal))
+    residual = left_in(model, chosen, found.normal)
+    return outcome._replace(mask=found.mask, residual=residual) if residual < outcome.residual else outcome
 
 
 def compose(
