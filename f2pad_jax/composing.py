@@ -28,12 +28,7 @@ from f2pad_jax.reducing import Shape
 from f2pad_jax.sights import Sight, total_costs
 
 PRICE = 1.0  # of a pixel of M: what a pixel of a normal picture costs
-SCALES = (
-    20.0,
-    60.0,
-    150.0,
-    400.0,
-)  # of the segmentation by Felzenszwalb and Huttenlocher, from small to large segments
+SCALES = (20.0, 60.0, 150.0, 400.0)  # of Felzenszwalb's and Huttenlocher's segmentation, from small to large segments
 SMALLEST = 12  # pixels of a segment that the extractor sees
 WITHIN = 0.9  # share of a segment that lies in the region
 LEVELS = 10  # of the scores: what lies above each is tried as well
@@ -47,7 +42,7 @@ TOGETHER = 8  # pictures in memory at a time
 
 
 class Segment(NamedTuple):
-    """A connected set of pixels.
+    """Pixels of like colour, a connected set but for what lies outside the region.
 
     Attributes:
       place: rows and columns of the box round it.
@@ -103,8 +98,10 @@ def explain(model: Model, chosen: Plan, outcome: Outcome, normal: np.ndarray) ->
     """
     if chosen.start.filled or outcome.residual <= 1 or not model.procedure.composing:
         return outcome
-    solved = np.zeros_like(outcome.mask) if outcome.given_up else outcome.mask
-    found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved, normalize(normal))
+    solved, recovered = outcome.mask, normalize(normal)
+    if outcome.given_up:
+        solved, recovered = np.zeros_like(outcome.mask), chosen.sight.image
+    found = compose(model, chosen.sight, chosen.region, chosen.start.fill, solved, recovered)
     if not found.mask.any() or found.mask is solved:
         return outcome
     residual = left_in(model, chosen, found.normal)
