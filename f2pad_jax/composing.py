@@ -23,7 +23,7 @@ from f2pad_jax.core.pixels import denormalize, normalize
 from f2pad_jax.data.images import resize_map
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, left_in
-from f2pad_jax.preparing import SQUARE, Plan
+from f2pad_jax.preparing import SQUARE, Plan, usual_cost
 from f2pad_jax.reducing import Shape
 from f2pad_jax.sights import Sight, total_costs
 
@@ -126,7 +126,7 @@ def compose(
       normal: its n*, (H, W, 3) float32, ImageNet-normalised; x outside the mask.
     """
     segments = find_segments(model, sight, region)
-    unit = max(float(model.scales.score), float(np.median(sight.costs))) * sight.costs.size / region.size
+    unit = usual_cost(model, sight) * sight.costs.size / region.size
     before = float(sight.costs.sum())
 
     def gains(tried: Sequence[np.ndarray]) -> np.ndarray:
@@ -167,22 +167,12 @@ def find_segments(model: Model, sight: Sight, region: np.ndarray) -> list[Segmen
         numbers = felzenszwalb(picture, scale=scale, sigma=0.5, min_size=round(SMALLEST * model.scale**2))
         every = np.arange(numbers.max() + 1)
         inside, means = ndimage.mean(region, numbers, every), ndimage.mean(scores, numbers, every)
-        boxes = ndimage.find_objects(numbers + 1)
+        places = np.where(region, numbers + 1, 0)
+        boxes = ndimage.find_objects(places)
         for number in np.flatnonzero(np.asarray(inside) >= WITHIN):
-            segment = _segment(boxes[number], (numbers[boxes[number]] == number) & region[boxes[number]])
-            rows, columns = segment.place
-            key = np.array([rows.start, rows.stop, columns.start, columns.stop]).tobytes()
-            found.setdefault(key + np.packbits(segment.pixels).tobytes(), (float(means[number]), segment))
+            segment = Segment(boxes[number], places[boxes[number]] == number + 1)
+            found.setdefault(f"{segment.place}".encode() + segment.pixels.tobytes(), (float(means[number]), segment))
     return [segment for _, segment in sorted(found.values(), key=lambda entry: -entry[0])]
-
-
-def _segment(box: tuple[slice, slice], pixels: np.ndarray) -> Segment:
-    """A segment in the smallest box round it."""
-    rows, columns = (np.flatnonzero(pixels.any(axis=axis)) for axis in (1, 0))
-    tight = slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1)
-    top, left = box[0].start, box[1].start
-    place = slice(top + tight[0].start, top + tight[0].stop), slice(left + tight[1].start, left + tight[1].stop)
-    return Segment(place, pixels[tight])
 
 
 def _levels(model: Model, sight: Sight, region: np.ndarray) -> list[np.ndarray]:

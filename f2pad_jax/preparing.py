@@ -245,12 +245,16 @@ def _localize(detector: Detector, maps: Maps, positions: jax.Array, coarser: tup
 _sharing_weights, _reduce = jax.jit(sharing_weights), jax.jit(reduce)
 
 
-def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
-    """What the solver takes: n⁽⁰⁾, the problem, and its numbers.
+def usual_cost(model: Model, sight: Sight) -> float:
+    """The s_ij that l_n counts in: that of normal pictures, or the picture's own median where that is higher.
 
-    Scores count relative to those of normal pictures, or to the picture's own median where that is higher: the normal
-    pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
+    The normal pixels of a picture unlike the training pictures would otherwise pay more than sparsity can.
     """
+    return max(float(model.scales.score), float(np.median(sight.costs)))
+
+
+def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
+    """What the solver takes: n⁽⁰⁾, the problem, and its numbers; scores count in the unit of `usual_cost`."""
     sight, start, box = chosen.sight, chosen.start, chosen.box
     image, fill, reduction = jnp.asarray(box.cut(sight.image)), box.cut(start.fill), _reduction(model, sight, box)
     maps = sight.maps
@@ -263,7 +267,7 @@ def build(model: Model, chosen: Plan) -> tuple[jax.Array, Problem, Settings]:
         sparsity=jnp.asarray(box.cut(chosen.sparsity)),
         local=_localize(model.detector, maps, chosen.affected.positions, chosen.affected.coarser),
         present=jnp.asarray(chosen.affected.present),
-        scales=model.scales.replace(score=jnp.maximum(model.scales.score, np.median(sight.costs))),
+        scales=model.scales.replace(score=jnp.float32(usual_cost(model, sight))),
         filled=jnp.asarray(start.filled),
         sharing=_sharing_weights(image) if chosen.shared else None,
         reduction=reduction,

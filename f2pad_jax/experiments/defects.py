@@ -108,13 +108,14 @@ def real(_: str, cases: Sequence[Case]) -> str:
     rows, maps = [], []
     for detector, every in by_detector(cases).items():
         informed = {case.unit.category: case for case in only(every, AT_BEST)}
+        blobs = {case.unit.category: _at_best(case) for case in only(every)}
         for label, members in with_mean(only(every)):
             knowing = [informed[case.unit.category] for case in members if case.unit.category in informed]
-            good_best = [marked for case in members for marked in _marked(case, _at_best(case))]
+            good_best = [marked for case in members for marked in _marked(case, blobs[case.unit.category])]
             good = [marked for case in members for marked in _marked(case, [part.result.mask for part in case.parts])]
             counts = f"{sum(int(case.shown.sum()) for case in members)} / {len(good)}"
             ways = [
-                _best,
+                lambda case, blobs=blobs: _ious(case, blobs[case.unit.category]),
                 lambda case: _ious(case, [part.result.initial_mask for part in case.parts]),
                 *(partial(_mapped, rule=rule) for rule in MAPS.values()),
             ]
