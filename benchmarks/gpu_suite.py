@@ -107,7 +107,7 @@ def torch(model: Model, pairs: list[tuple[Plan, np.ndarray]], options: Options) 
         threads = pipe.recv()
         for chosen, _ in pairs[:PEERS]:
             pipe.send(task_of(model, chosen))
-            answers.append(pipe.recv())
+            answers.append(pytorch_loop.answered(model, chosen, *pipe.recv()))
     masks, iterations, losses, seconds = zip(*answers, strict=True)
     iou = pytorch_loop.mean_iou(masks, (truth for _, truth in pairs[:PEERS]))
     means = {"iterations": statistics.mean(iterations), "F": statistics.mean(losses), "iou": iou}

@@ -24,6 +24,7 @@ class Setup(NamedTuple):
     mean: Any  # of the pixel mixture, (Q, 3)
     precision: Any  # (Q, 3, 3)
     scales: tuple[float, float, float]  # typical values: score, pixel, variation
+    compiled: bool = False  # whether torch compiles the network
 
 
 class Task(NamedTuple):
@@ -34,6 +35,7 @@ class Task(NamedTuple):
     start: np.ndarray  # n⁽⁰⁾
     fill: np.ndarray  # the filled picture, whose features choose M_ij
     share: float  # of m⁽⁰⁾ in the picture
+    filled: bool  # whether n⁽⁰⁾ is a fill
 
 
 def setup_of(model: Model) -> Setup:
@@ -60,4 +62,11 @@ def region_of(model: Model, sight: Sight, truth: np.ndarray) -> np.ndarray:
 def task_of(model: Model, chosen: Plan) -> Task:
     """What torch is given of a plan."""
     sight, start = chosen.sight, chosen.start
-    return Task(sight.image, chosen.region, start.normal, start.fill, float((sight.scores > model.threshold).mean()))
+    return Task(
+        sight.image,
+        chosen.region,
+        start.normal,
+        start.fill,
+        float((sight.scores > model.threshold).mean()),
+        start.filled,
+    )

@@ -8,9 +8,8 @@ watched by the stop rule is F in the paper's own units, in which l_n is the plai
 from __future__ import annotations
 
 import math
-import time
-from multiprocessing.connection import Connection
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +21,10 @@ from torch.nn import functional
 from torch_networks import NETWORKS
 
 from f2pad_jax.core.pixels import MEAN, STD
+from f2pad_jax.core.sharing import neighbourhood
 
 RADIUS, SPACE, COLOUR = 5, 1.1, 3.0  # ks, σ0 and σ1 of (13) and (14)
+OFFSETS = neighbourhood(RADIUS, SPACE)  # as this library has them, which leaves out what float32 cannot resolve
 CLIP, FLOOR = 0.03, 0.1  # of the gradient; of |a| in (15), with γ0 = 1
 FALLS = {"padim": 0.1, "patchcore": 0.05}  # of the loss between two iterations, below which the loop stops
 LIMIT = 1200  # iterations
@@ -43,7 +44,7 @@ class Problem(NamedTuple):
 
     image: Tensor  # (1, 3, H, W)
     region: Tensor  # (H, W) bool
-    sharing: Tensor  # (K, H, W), weights of (14)
+    sharing: Tensor  # (K, H, W), weights of (14) for the K offsets that weigh anything
     positions: Tensor  # (S,) on the detector's grid
     local: tuple[Tensor, ...]  # candidates (S, 50, D) and usual (S,), or means (S, D) and inverse covariances (S, D, D)
     score: Tensor  # typical score
@@ -68,9 +69,15 @@ def upload(setup: Setup, device: torch.device) -> Setup:
     return setup._replace(params=params, statistics=statistics, mean=mean, precision=precision)
 
 
+@cache
+def network_of(name: str, compiled: bool) -> Any:  # noqa: FBT001
+    """An extractor, eager or compiled once for all pictures."""
+    return torch.compile(NETWORKS[name]) if compiled else NETWORKS[name]
+
+
 def features(image: Tensor, setup: Setup) -> tuple[Tensor, int]:
     """The detector's embedded features, (P, D) row-major, and the stride of their grid."""
-    maps = NETWORKS[setup.network](setup.params, image, setup.spec)
+    maps = network_of(setup.network, setup.compiled)(setup.params, image, setup.spec)
     if setup.detector == "padim":
         size = next(m.shape[-2:] for m in maps if m[0, 0].numel() == len(setup.statistics["mean"]))
         reduced = [functional.avg_pool2d(m, max(m.shape[-1] // size[-1], 1)) for m in maps]
@@ -100,14 +107,14 @@ def scores(embedded: Tensor, local: tuple[Tensor, ...]) -> Tensor:
 
 
 def sharing_weights(image: Tensor) -> Tensor:
-    """(14): (K, H, W) for the offsets in row-major order."""
+    """(14): (K, H, W) for `OFFSETS`."""
     _, _, height, width = image.shape
-    pads, side = (RADIUS,) * 4, 2 * RADIUS + 1
+    pads = (RADIUS,) * 4
     padded, inside = functional.pad(image, pads), functional.pad(torch.ones_like(image[0, 0]), pads)
     weights = []
-    for i, j in np.ndindex(side, side):
-        here = slice(i, i + height), slice(j, j + width)
-        space = ((i - RADIUS) ** 2 + (j - RADIUS) ** 2) / SPACE
+    for i, j in OFFSETS:
+        here = slice(RADIUS + i, RADIUS + i + height), slice(RADIUS + j, RADIUS + j + width)
+        space = (i**2 + j**2) / SPACE
         colour = (padded[0][:, *here] - image[0]).square().sum(0) / COLOUR
         weights.append(torch.exp(-space - colour) * inside[here])
     stacked = torch.stack(weights)
@@ -115,15 +122,11 @@ def sharing_weights(image: Tensor) -> Tensor:
 
 
 def share(gradient: Tensor, weights: Tensor) -> Tensor:
-    """(13), in the way that is faster on the device: shifted adds on a CPU, im2col on a GPU."""
-    count, height, width = weights.shape
-    side = math.isqrt(count)
-    if gradient.is_cuda:
-        columns = functional.unfold(gradient, side, padding=side // 2).view(3, count, -1)
-        return (columns * weights.view(count, -1)).sum(1).view_as(gradient)
-    padded, total = functional.pad(gradient, (side // 2,) * 4), torch.zeros_like(gradient)
-    for k, (i, j) in enumerate(np.ndindex(side, side)):
-        total.addcmul_(weights[k], padded[..., i : i + height, j : j + width])
+    """(13), by shifted adds."""
+    _, height, width = weights.shape
+    padded, total = functional.pad(gradient, (RADIUS,) * 4), torch.zeros_like(gradient)
+    for k, (i, j) in enumerate(OFFSETS):
+        total.addcmul_(weights[k], padded[..., RADIUS + i : RADIUS + i + height, RADIUS + j : RADIUS + j + width])
     return total
 
 
@@ -153,22 +156,29 @@ def prepare(task: Task, setup: Setup, beta: float) -> Problem:
     return Problem(image, region, sharing_weights(image), positions, local, typical, stride, beta)
 
 
+def smooth_terms(
+    normal: Tensor, problem: Problem, setup: Setup, alphas: tuple[float, float]
+) -> tuple[list[Tensor], Tensor]:
+    """Feature, pixel and variation of F(n), (12), and the summands of l_n, (S,); sums are of float64."""
+    grid, stride = features(normal, setup)
+    summands = scores(grid[problem.positions], problem.local)
+    feature = summands.double().sum() * stride**2 / problem.score
+    delta = normal[0].flatten(1).T - setup.mean[:, None]  # (Q, H·W, 3)
+    pixel = ((delta @ setup.precision) * delta).sum(-1).min(0).values.double().sum()
+    variation = normal.diff(dim=2).abs().double().sum() + normal.diff(dim=3).abs().double().sum()
+    _, typical_pixel, typical_variation = setup.scales
+    return [feature, alphas[0] * pixel / typical_pixel, alphas[1] * variation / typical_variation], summands
+
+
+def log_lengths(normal: Tensor, problem: Problem) -> Tensor:
+    """l_a of (8), a sum of float64."""
+    norm = torch.linalg.vector_norm(problem.image - normal, dim=1)
+    return torch.log(torch.sqrt(norm.square() + 1e-4) + norm).double().sum()
+
+
 def terms(normal: Tensor, problem: Problem, setup: Setup, alphas: tuple[float, float]) -> list[Tensor]:
     """Feature, pixel, variation and sparsity, which add up to F(n), (12)."""
-    grid, stride = features(normal, setup)
-    feature = scores(grid[problem.positions], problem.local).sum() * stride**2 / problem.score
-    delta = normal[0].flatten(1).T - setup.mean[:, None]  # (Q, H·W, 3)
-    pixel = ((delta @ setup.precision) * delta).sum(-1).min(0).values.sum()
-    variation = normal.diff(dim=2).abs().sum() + normal.diff(dim=3).abs().sum()
-    norm = torch.linalg.vector_norm(problem.image - normal, dim=1)
-    sparsity = torch.log(torch.sqrt(norm.square() + 1e-4) + norm).sum()
-    _, typical_pixel, typical_variation = setup.scales
-    return [
-        feature,
-        alphas[0] * pixel / typical_pixel,
-        alphas[1] * variation / typical_variation,
-        problem.beta * sparsity,
-    ]
+    return [*smooth_terms(normal, problem, setup, alphas)[0], problem.beta * log_lengths(normal, problem)]
 
 
 class Adan:
@@ -223,15 +233,3 @@ def segment(task: Task, setup: Setup, limit: int) -> tuple[np.ndarray, int, floa
     normal, count, value = descend(problem, picture(task.start, problem.image.device), setup, limit)
     norms = torch.linalg.vector_norm(problem.image - normal, dim=1)[0].cpu().numpy()
     return ndimage.binary_opening(norms > THRESHOLD, np.ones((3, 3), bool)), count, value
-
-
-def serve(pipe: Connection, setup: Setup, device: str, limit: int) -> None:
-    """Sends its number of threads; answers each `Task` with mask, iterations, F and seconds; None ends it."""
-    setup = upload(setup, torch.device(device))
-    pipe.send(torch.get_num_threads())
-    task = pipe.recv()
-    segment(task, setup, 1)  # what is done once only is not measured
-    while task is not None:
-        began = time.perf_counter()
-        pipe.send((*segment(task, setup, limit), time.perf_counter() - began))
-        task = pipe.recv()

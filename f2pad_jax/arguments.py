@@ -192,6 +192,17 @@ def _segment(to: argparse.ArgumentParser) -> None:
         help="side of a pixel in micrometres, to measure defects in these as well",
     )
     to.add_argument("--resume", action="store_true", help="pass over pictures that an earlier run into DIR has done")
+    to.add_argument(
+        "--ray",
+        action="store_true",
+        help="share the pictures among the machines of a Ray cluster, which see the same files; also results.parquet",
+    )
+    to.add_argument(
+        "--workers",
+        type=at_least(1),
+        metavar="N",
+        help="with --ray: processes that share the cores (one for each accelerator, or without any for each machine)",
+    )
     memory(to, "with less, fewer pictures are solved together")
     weights(to)
 

@@ -18,7 +18,7 @@ from results import a_result
 from test_layouts import COPIES
 
 import f2pad_jax
-from f2pad_jax import commands, evaluation, picture_files, segmentation
+from f2pad_jax import commands, evaluation, picture_jobs, segmentation
 from f2pad_jax.cli import main
 from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
@@ -281,7 +281,7 @@ def test_files_of_all_kinds_through_the_command_line(
     def segment(model: Model, images: list[np.ndarray], **_: Any) -> list[Segmentation]:
         return [a_result(image, image[..., 0] > 130) for image in images]
 
-    monkeypatch.setattr(picture_files, "segment", segment)
+    monkeypatch.setattr(picture_jobs, "segment", segment)
     picture = np.full((24, 32, 3), 60, np.uint8)
     picture[8:16, 8:24, 0] = 200
     colour, folder, names = Image.fromarray(picture), work / "new", []

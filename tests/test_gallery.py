@@ -20,12 +20,13 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 from playwright.sync_api import Error as PlaywrightError
 from results import a_result
 
-from f2pad_jax import gallery, picture_files
+from f2pad_jax import gallery, picture_jobs
 from f2pad_jax.cli import main
 from f2pad_jax.errors import InputError
 from f2pad_jax.gallery import read_lines, write_report
 from f2pad_jax.model import Model
 from f2pad_jax.picture_files import segment_files
+from f2pad_jax.picture_jobs import Job
 from f2pad_jax.segmentation import Segmentation
 
 MODEL = cast(Model, SimpleNamespace(threshold=0.5, shape=(24, 40), windowed=False, white_level=None))
@@ -53,7 +54,7 @@ def _result(image: np.ndarray) -> Segmentation:
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results of four pictures, and a fifth that failed."""
-    monkeypatch.setattr(picture_files, "segment", lambda model, images: [_result(image) for image in images])
+    monkeypatch.setattr(picture_jobs, "segment", lambda model, images: [_result(image) for image in images])
     paths = []
     for k, name in enumerate(NAMES):
         image = np.full((24, 40, 3), 60, np.uint8)
@@ -64,7 +65,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         paths.append(tmp_path / name)
         paths[-1].write_bytes(picture.getvalue())
     (tmp_path / "out").mkdir()
-    segment_files(MODEL, [*paths, tmp_path / "none.png"], tmp_path / "out", on_failure=lambda error: None)
+    segment_files(Job(MODEL, tmp_path / "out"), [*paths, tmp_path / "none.png"], on_failure=lambda error: None)
     return tmp_path / "out"
 
 

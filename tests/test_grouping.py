@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from f2pad_jax import picture_files, segmentation
+from f2pad_jax import picture_jobs, segmentation
 from f2pad_jax.cli import main
 from f2pad_jax.data.images import write_png
 from f2pad_jax.data.synthesize import write_category
@@ -93,7 +93,7 @@ def test_less_memory_gives_smaller_groups_and_the_same_bytes(
         calls.append(len(pictures))
         return segment(model, pictures)
 
-    monkeypatch.setattr(picture_files, "segment", lambda model, pictures, **_: counted(model, pictures))
+    monkeypatch.setattr(picture_jobs, "segment", lambda model, pictures, **_: counted(model, pictures))
     limit = budget(tiny_model, 1)
     for name, options in {
         "all": [],

@@ -15,12 +15,13 @@ import pytest
 from PIL import Image
 from results import a_result
 
-from f2pad_jax import grouping, picture_files
+from f2pad_jax import grouping, picture_jobs
 from f2pad_jax.console import plain, prepare_console
 from f2pad_jax.data.images import read_image, write_png
 from f2pad_jax.errors import LONGEST, InputError
 from f2pad_jax.model import Model
 from f2pad_jax.picture_files import FILES, output_stems, segment_files
+from f2pad_jax.picture_jobs import Job
 from f2pad_jax.segmentation import Segmentation
 
 MODEL = cast(Model, SimpleNamespace(threshold=0.5, shape=(20, 24), windowed=False, white_level=None))
@@ -43,7 +44,7 @@ def solved(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             raise ZeroDivisionError("nobody foresaw\nthis")
         return [_result(image) for image in images]
 
-    monkeypatch.setattr(picture_files, "segment", segment)
+    monkeypatch.setattr(picture_jobs, "segment", segment)
     return calls
 
 
@@ -55,10 +56,10 @@ def _picture(path: Path, first: int = 0) -> Path:
     return path
 
 
-def _segment(paths: Sequence[Path], out: Path, **options: Any) -> tuple[list[dict[str, Any]], list[InputError]]:
+def _segment(paths: Sequence[Path], out: Path, **options: Any) -> tuple[list[dict[str, Any]], list[str]]:
     out.mkdir(exist_ok=True)
-    errors: list[InputError] = []
-    records = segment_files(MODEL, paths, out, made_by="m", on_failure=errors.append, **options)
+    errors: list[str] = []
+    records = segment_files(Job(MODEL, out, "m"), paths, on_failure=errors.append, **options)
     assert records == [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
     return records, errors
 
@@ -98,18 +99,18 @@ def test_a_picture_that_fails_takes_no_other_with_it(
     tmp_path: Path, solved: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = [_picture(tmp_path / f"{k}.png", first) for k, first in enumerate([1, BAD, 2, 3])]
-    draw = picture_files.report.draw
+    draw = picture_jobs.report.draw
 
     def draw_some(rows: Sequence[Any]) -> Any:
         if rows[0].label == "3":
             raise RuntimeError("no ink")
         return draw(rows)
 
-    monkeypatch.setattr(picture_files.report, "draw", draw_some)
+    monkeypatch.setattr(picture_jobs.report, "draw", draw_some)
     records, errors = _segment([*paths, tmp_path / "none.png"], tmp_path / "out")
     assert [record["status"] for record in records] == ["converged", "failed", "converged", "failed", "failed"]
     assert solved == [4, 1, 1, 1, 1]
-    assert sorted(map(str, errors)) == sorted(record["error"] for record in records if "error" in record)
+    assert sorted(errors) == sorted(record["error"] for record in records if "error" in record)
     assert records[1]["error"] == f"{paths[1]}: failed (ZeroDivisionError: nobody foresaw this)"
     assert "RuntimeError: no ink" in records[3]["error"]
 
@@ -120,7 +121,7 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     monkeypatch.setattr(grouping, "GROUP", 2)
     paths = [_picture(tmp_path / f"{k}.png", k) for k in range(6)]
     whole, _ = _segment(paths, tmp_path / "whole")
-    write, done = picture_files._write_result, []
+    write, done = picture_jobs._write_result, []
 
     def cut_off(*arguments: Any) -> Any:
         done.append(1)
@@ -128,7 +129,7 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
             raise KeyboardInterrupt
         return write(*arguments)
 
-    monkeypatch.setattr(picture_files, "_write_result", cut_off)
+    monkeypatch.setattr(picture_jobs, "_write_result", cut_off)
     with pytest.raises(KeyboardInterrupt):
         _segment(paths, tmp_path / "out")
     lines = (tmp_path / "out/results.jsonl").read_text().splitlines()
@@ -139,13 +140,13 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     _picture(paths[1], 77)  # another picture than was segmented
     solved.clear()
     records, errors = _segment(paths, tmp_path / "out", resume=True)
-    assert (errors, solved) == ([], [2, 1, 2])  # 2.png was done
+    assert (errors, solved) == ([], [2, 2, 1])  # 2.png was done
     _picture(paths[1], 1)
     assert _segment(paths, tmp_path / "out", resume=True)[0] == whole
     assert records[2:] == whole[2:]
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
-    segment_files(MODEL, paths, tmp_path / "out", made_by="another", resume=True, on_failure=lambda error: None)
+    segment_files(Job(MODEL, tmp_path / "out", "another"), paths, resume=True, on_failure=lambda error: None)
     assert solved[-3:] == [2, 2, 2]
 
 

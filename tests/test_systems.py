@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from results import a_result
 
-from f2pad_jax import evaluation, picture_files
+from f2pad_jax import evaluation, picture_jobs
 from f2pad_jax.checkpoint import check_target
 from f2pad_jax.cli import main
 from f2pad_jax.data.folders import find_images, list_images
@@ -166,7 +166,7 @@ def test_what_cannot_be_trusted_is_told_on_the_terminal_and_in_the_metrics(
             ]
 
         monkeypatch.setattr(evaluation, "segment", segment)
-        monkeypatch.setattr(picture_files, "segment", segment)
+        monkeypatch.setattr(picture_jobs, "segment", segment)
 
     failed = "the solve of 8 of 8 pictures ended in numbers that are not finite"
     equal, alike = "the detector gives all 8 pictures the same score", "normal pictures score as high as defective ones"

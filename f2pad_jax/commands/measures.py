@@ -29,7 +29,7 @@ from f2pad_jax.fitting import fit
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
-from f2pad_jax.picture_files import panel_row
+from f2pad_jax.picture_jobs import panel_row
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from f2pad_jax import __version__, doubts
@@ -18,6 +19,8 @@ from f2pad_jax.maps import check_units, list_maps
 from f2pad_jax.model_file import load_model
 from f2pad_jax.output import owned
 from f2pad_jax.picture_files import segment_files
+from f2pad_jax.picture_jobs import Job, segment_here
+from f2pad_jax.ray_work import PARQUET, segment_on_ray, write_parquet
 
 
 def run_synthesize(arguments: argparse.Namespace) -> int:
@@ -67,25 +70,21 @@ def run_segment(arguments: argparse.Namespace) -> int:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     else:
         check_units(model)
-    if arguments.memory is not None:
-        budget(model, arguments.memory).check(model.shape)
+    limit = None if arguments.memory is None else budget(model, arguments.memory)
+    if limit is not None:
+        limit.check(model.shape)
     maps = None if arguments.maps is None else list_maps(arguments.maps)
     out = results_folder(arguments.out)
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])
+    if arguments.workers is not None and not arguments.ray:
+        raise InputError("--workers goes with --ray", hint="add --ray, or leave it out")
+    work = partial(segment_on_ray, workers=arguments.workers) if arguments.ray else segment_here
+    job = Job(model, out, made_by, maps, options, arguments.pixel_size, limit)
     with owned(out):
-        records = segment_files(
-            model,
-            paths,
-            out,
-            made_by=made_by,
-            maps=maps,
-            options=options,
-            pixel_size=arguments.pixel_size,
-            memory=arguments.memory,
-            resume=arguments.resume,
-            on_failure=complain,
-        )
+        records = segment_files(job, paths, resume=arguments.resume, work=work, on_failure=complain)
+        if arguments.ray:
+            write_parquet(out / PARQUET, records)
         write_settings(out, arguments)  # of a run that was refused nothing is left
     warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE

@@ -20,7 +20,7 @@ def results_folder(path: Path) -> Path:
     return make_folder(path)
 
 
-def complain(error: InputError) -> None:
+def complain(error: InputError | str) -> None:
     """One line on stderr about what cannot be used."""
     tell("error", error)
 
