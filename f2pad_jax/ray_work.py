@@ -72,8 +72,7 @@ def segment_on_ray(job: Job, pictures: Sequence[Picture], finish: Finish, *, wor
             num_cpus=share.cores,
             num_gpus=share.accelerators,
             runtime_env={"env_vars": {"JAX_NUM_CPU_DEVICES": str(share.cores)}},
-            max_restarts=TRIES,
-            max_task_retries=TRIES,
+            ray_remote_args_fn=lambda: {"max_restarts": TRIES, "max_task_retries": TRIES},  # else without end
         )
         for row in found.iter_rows():
             for told in json.loads(row["warnings"]):

@@ -98,8 +98,10 @@ def test_two_workers_of_which_one_is_killed_write_the_bytes_of_one_machine(
         told = cluster.communicate(timeout=300)[1]
         assert cluster.returncode == 2, told
     assert main([*asked, "alone"]) == 2
-    assert sorted(told.splitlines()) == sorted(capsys.readouterr().err.splitlines())
-    assert any("dark.png" in line for line in told.splitlines())
+    lines = [line for line in told.splitlines() if line.startswith("f2pad: ")]  # Ray has lines of its own
+    assert sorted(lines) == sorted(capsys.readouterr().err.splitlines())
+    assert any("dark.png" in line for line in lines)
+    assert "Traceback" not in told
 
     records, wanted = _records(work / "cluster"), _records(work / "alone")
     assert 0 < len(before) < len(records) == COUNT + 1
