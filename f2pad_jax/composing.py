@@ -125,9 +125,14 @@ def compose(
       solved: the mask of the solve, (H, W) bool, empty where there is none.
       normal: its n*, (H, W, 3) float32, ImageNet-normalised; x outside the mask.
     """
-    segments = find_segments(model, sight, region)
     unit = usual_cost(model, sight) * sight.costs.size / region.size
-    before = float(sight.costs.sum())
+    before, own = float(sight.costs.sum()), 0.0
+    if solved.any():
+        own = (before - float(total_costs(model, normal[None])[0])) / unit - PRICE * solved.sum()
+    enough = (1 + BETTER) * max(own, 0.0)
+    if sight.costs.min() >= 0 and enough >= before / unit:  # no M can gain more than all that x costs
+        return Composition(solved, normal, own)
+    segments = find_segments(model, sight, region)
 
     def gains(tried: Sequence[np.ndarray]) -> np.ndarray:
         costs = [
@@ -147,8 +152,7 @@ def compose(
         if found.max() <= (1 + WORTH) * gain:
             break
         mask, gain = tried[int(found.argmax())], float(found.max())
-    own = (before - float(total_costs(model, normal[None])[0])) / unit - PRICE * solved.sum() if solved.any() else 0.0
-    if gain <= (1 + BETTER) * max(own, 0.0):
+    if gain <= enough:
         return Composition(solved, normal, own)
     return Composition(mask, _composed(sight, fill, mask), gain)
 

@@ -113,6 +113,29 @@ def test_the_mask_of_the_solve_stays_where_little_more_is_gained(painted: Painte
     assert found.gain == pytest.approx(gain, rel=1e-5)
 
 
+@pytest.mark.parametrize(("left", "searched"), [(0.05, False), (0.5, True)])
+def test_nothing_is_tried_where_no_segments_could_gain_enough(
+    painted: Painted,
+    monkeypatch: pytest.MonkeyPatch,
+    left: float,
+    searched: bool,  # noqa: FBT001
+) -> None:
+    """What x costs bounds all gains: a solve after which a twentieth of it is left needs no search."""
+    sight, chosen = _suspect(painted)
+    asked: list[int] = []
+
+    def costs(model: Model, images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return np.full(len(images), left * sight.costs.sum(), np.float32)
+
+    monkeypatch.setattr(composing, "total_costs", costs)
+    solved = NOTHING.copy()
+    solved[20:23, 20:23] = True
+    found = compose(painted.model, sight, chosen.region, chosen.start.fill, solved, sight.image)
+    assert found.mask is solved
+    assert (len(asked) > 1) == searched
+
+
 def test_a_fill_that_changes_nothing_gains_nothing(painted: Painted) -> None:
     sight, chosen = _suspect(painted)
     none = compose(painted.model, sight, chosen.region, sight.image, NOTHING, sight.image)
