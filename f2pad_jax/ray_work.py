@@ -51,39 +51,43 @@ def segment_on_ray(job: Job, pictures: Sequence[Picture], finish: Finish, *, wor
         return
     os.environ.update({name: text for name, text in QUIET.items() if name not in os.environ})
     try:
-        import ray
-        import ray.data
-        from ray.exceptions import RayError
+        import ray  # pyright: ignore[reportMissingImports]
+        import ray.data  # pyright: ignore[reportMissingImports]
+        from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("--ray needs Ray", hint="pip install 'f2pad-jax[ray]'") from error
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     mine = not ray.is_initialized()
-    if mine:
-        own = {"worker_process_setup_hook": PREPARE}
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=own)
-    try:
-        ray.data.DataContext.get_current().enable_progress_bars = False
-        number, share = shares(ray.cluster_resources(), len(ray.nodes()), workers)
-        found = ray.data.from_blocks([_block(each) for each in pieces(job, pictures, number, share)]).map_batches(
-            _Worker,
-            fn_constructor_args=(job, list(pictures), os.getcwd()),
-            batch_size=None,
-            compute=ray.data.ActorPoolStrategy(size=number),
-            num_cpus=share.cores,
-            num_gpus=share.accelerators,
-            runtime_env={"env_vars": {"JAX_NUM_CPU_DEVICES": str(share.cores)}},
-            ray_remote_args_fn=lambda: {"max_restarts": TRIES, "max_task_retries": TRIES},  # else without end
-        )
-        for row in found.iter_rows():
-            for told in json.loads(row["warnings"]):
-                warnings.warn(InputWarning(**told), stacklevel=2)
-            finish(int(row["index"]), json.loads(row["facts"]))
-    except RayError as error:
-        hint = "--resume goes on with what is missing"
-        raise InputError(f"the cluster gave up ({error})", hint=hint) from error
-    finally:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Ray says of itself, and of the processes that it starts
+        warnings.simplefilter("always", InputWarning)
         if mine:
-            ray.shutdown()
+            own = {"worker_process_setup_hook": PREPARE}
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, include_dashboard=False, runtime_env=own)
+        try:
+            ray.data.DataContext.get_current().enable_progress_bars = False
+            number, share = shares(ray.cluster_resources(), len(ray.nodes()), workers)
+            blocks = [_block(each) for each in pieces(job, pictures, number, share)]
+            found = ray.data.from_blocks(blocks).map_batches(
+                Worker,
+                fn_constructor_args=(job, list(pictures), os.getcwd()),
+                batch_size=None,
+                compute=ray.data.ActorPoolStrategy(size=number),
+                num_cpus=share.cores,
+                num_gpus=share.accelerators,
+                runtime_env={"env_vars": {"JAX_NUM_CPU_DEVICES": str(share.cores)}},
+                ray_remote_args_fn=lambda: {"max_restarts": TRIES, "max_task_retries": TRIES},  # else without end
+            )
+            for row in found.iter_rows():
+                for told in json.loads(row["warnings"]):
+                    warnings.warn(InputWarning(**told), stacklevel=2)
+                finish(int(row["index"]), json.loads(row["facts"]))
+        except RayError as error:
+            hint = "--resume goes on with what is missing"
+            raise InputError(f"the cluster gave up ({error})", hint=hint) from error
+        finally:
+            if mine:
+                ray.shutdown()
 
 
 def shares(resources: Mapping[str, float], machines: int, workers: int | None) -> tuple[int, Share]:
@@ -126,8 +130,8 @@ def write_parquet(path: Path, records: Sequence[Facts]) -> None:
     Raises:
       InputError: the file cannot be written.
     """
-    import pyarrow as pa
-    import pyarrow.parquet
+    import pyarrow as pa  # pyright: ignore[reportMissingImports]
+    import pyarrow.parquet  # pyright: ignore[reportMissingImports]
 
     keys = dict.fromkeys(key for record in records for key in record)
     table = pa.Table.from_pylist([{key: record.get(key) for key in keys} for record in records])
@@ -137,12 +141,12 @@ def write_parquet(path: Path, records: Sequence[Facts]) -> None:
 
 
 def _block(indices: range) -> Any:
-    import pandas as pd
+    import pandas as pd  # pyright: ignore[reportMissingImports]
 
     return pd.DataFrame({"index": list(indices)})
 
 
-class _Worker:
+class Worker:
     """A process of the cluster."""
 
     def __init__(self, job: Job, pictures: Sequence[Picture], folder: str) -> None:

@@ -107,7 +107,7 @@ def relative(found: Any, wanted: Any) -> float:
     return float(jnp.linalg.norm(found - wanted) / jnp.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize("precision", WANTED)
+@pytest.mark.parametrize("precision", ["parity", "bf16"])  # on a CPU "fast" is "parity", see below
 def test_maps_and_gradient_are_the_same_without_jit_and_one_by_one(
     extractor: Extractor, images: jax.Array, precision: Any
 ) -> None:
