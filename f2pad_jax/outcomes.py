@@ -113,7 +113,10 @@ def refined_map(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
       scores: smoothed score map, (H, W).
       mask: (H, W) bool; its edge is smoothed by one pixel.
     """
-    return (scores * (1 + ndimage.gaussian_filter(mask.astype(np.float32), EDGE))).astype(np.float32)
+    refined = ndimage.gaussian_filter(mask.astype(np.float32), EDGE)
+    refined += 1  # in place: pictures may be large
+    refined *= scores
+    return refined
 
 
 def clean(mask: np.ndarray, scores: np.ndarray, region: np.ndarray, *, kind: str) -> np.ndarray:

@@ -142,7 +142,7 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
     inspected = [box for box in boxes if box.cut(inside).any()]
     single = of_one_window(model, max(len(inspected), 1))
     normal, (mask, initial) = whole.copy(), np.zeros((2, *shape), bool)
-    scores, weights = np.zeros((2, *shape), np.float32)
+    scores, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     residual, iterations, status = 0.0, 0, 0
     for box in inspected:
         if model.roi is not None:
@@ -158,6 +158,7 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
         residual, iterations = max(residual, found.residual), iterations + found.iterations
         status = max(status, SEVEREST.index(found.status))
     np.divide(scores, weights, out=scores, where=weights > 0)  # in place: pictures may be large
+    del weights
     height, width = image.shape[:2]
     mask, normal, scores = mask[:height, :width], normal[:height, :width], scores[:height, :width]
     anomaly = image.astype(np.float32)
