@@ -47,8 +47,6 @@ def segment_on_ray(job: Job, pictures: Sequence[Picture], finish: Finish, *, wor
     Raises:
       InputError: Ray is not installed, there are fewer cores than workers, or a worker died again and again.
     """
-    if not pictures:
-        return
     os.environ.update({name: text for name, text in QUIET.items() if name not in os.environ})
     try:
         import ray  # pyright: ignore[reportMissingImports]
@@ -56,6 +54,8 @@ def segment_on_ray(job: Job, pictures: Sequence[Picture], finish: Finish, *, wor
         from ray.exceptions import RayError  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("--ray needs Ray", hint="pip install 'f2pad-jax[ray]'") from error
+    if not pictures:
+        return
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     mine = not ray.is_initialized()
     with warnings.catch_warnings():

@@ -27,7 +27,7 @@ from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.picture_jobs import Job, Picture, segment_here
-from f2pad_jax.ray_work import PARQUET, ROUNDS, Share, Worker, pieces, shares, write_parquet
+from f2pad_jax.ray_work import PARQUET, ROUNDS, Share, Worker, pieces, segment_on_ray, shares, write_parquet
 
 COUNT = 9
 COMPILED = "F2PAD_TESTS_COMPILED"  # names the folder of compiled code, as conftest.py does
@@ -206,3 +206,9 @@ def test_workers_without_a_cluster_are_refused(work: Path, capsys: pytest.Captur
     asked = ["segment", str(work / "model"), str(work / "pictures"), "--out", str(work / "none"), "--workers", "2"]
     assert main(asked) == 2
     assert capsys.readouterr().err == "f2pad: error: --workers goes with --ray; add --ray, or leave it out\n"
+
+
+def test_without_ray_one_line_says_so_even_where_nothing_is_left_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="--ray needs Ray; pip install"):
+        segment_on_ray(Job(cast(Model, None), Path()), [], lambda index, facts: None)
