@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 from skimage.filters import threshold_otsu
@@ -283,13 +285,33 @@ def test_of_real_pictures_some_of_each_kind_are_taken(mvtec: Path, tmp_path: Pat
     assert made.masks.any(axis=(1, 2)).tolist() == [True, False]
 
 
-def test_a_sample_has_of_each_kind_its_share() -> None:
-    counts = {"bent": 40, "colour": 20, "scratch": 4}
-    cases = [TestImage(Path(f"{k:03d}.png"), kind, None) for kind, count in counts.items() for k in range(count)]
-    sample = sets.stratified(cases, 16)
-    assert Counter(case.defect for case in sample) == {"bent": 10, "colour": 5, "scratch": 1}
+@pytest.mark.parametrize(
+    ("counts", "wanted"),
+    [
+        ({"bent": 40, "colour": 20, "scratch": 4}, {"bent": 10, "colour": 5, "scratch": 1}),
+        ({"bent": 12, "broken": 12, "glue": 11, "metal": 11, "thread": 11}, {"bent": 4, "broken": 3, "glue": 3}),
+        ({"colour": 25, "combined": 17, "crack": 26, "type": 9}, {"colour": 5, "combined": 4, "crack": 5, "type": 2}),
+    ],
+)
+def test_a_sample_has_of_each_kind_its_share(counts: dict[str, int], wanted: dict[str, int]) -> None:
+    sample = sets.stratified(cases_of(counts), 16)
+    found = Counter(case.defect for case in sample)
+    assert found.items() >= wanted.items()
     assert len({*map(id, sample)}) == 16
-    assert sets.stratified(cases, 64) == cases
+
+
+@given(st.dictionaries(st.sampled_from("abcdefgh"), st.integers(1, 30), min_size=1), st.integers(1, 60))
+def test_no_kind_is_off_its_share_by_a_picture(counts: dict[str, int], most: int) -> None:
+    cases = cases_of(counts)
+    sample = sets.stratified(cases, most)
+    assert len({*map(id, sample)}) == len(sample) == min(most, len(cases))
+    found = Counter(case.defect for case in sample)
+    for kind, count in counts.items():
+        assert abs(found[kind] - count * len(sample) / len(cases)) < 1
+
+
+def cases_of(counts: dict[str, int]) -> list[TestImage]:
+    return [TestImage(Path(f"{k:03d}.png"), kind, None) for kind, count in counts.items() for k in range(count)]
 
 
 def test_every_kind_of_anomaly_has_a_row_beside_what_needs_no_network(

@@ -149,13 +149,14 @@ def _resize_category(source: Path, target: Path, *, images: int) -> None:
 
 
 def stratified(cases: Sequence[TestImage], most: int) -> list[TestImage]:
-    """At most so many, of each kind the same share, spread evenly over its pictures."""
+    """At most so many, of each kind its share to within one picture, spread evenly over its pictures."""
     if len(cases) <= most:
         return list(cases)
     kinds: dict[str, list[TestImage]] = {}
     for case in cases:
         kinds.setdefault(case.defect, []).append(case)
-    # The place of each within its kind, from 0 to 1: an even choice by place takes of each kind its share.
-    placed = [((k + 0.5) / len(members), case) for members in kinds.values() for k, case in enumerate(members)]
-    placed.sort(key=lambda pair: pair[0])
-    return [placed[k][1] for k in np.linspace(0, len(placed) - 1, most).round().astype(int)]
+    shares = np.array([len(members) * most / len(cases) for members in kinds.values()])
+    counts = np.floor(shares).astype(int)
+    counts[np.argsort(counts - shares, kind="stable")[: most - counts.sum()]] += 1  # the largest remainders
+    taken = (np.linspace(0, len(m) - 1, n).round().astype(int) for m, n in zip(kinds.values(), counts, strict=True))
+    return [members[k] for members, places in zip(kinds.values(), taken, strict=True) for k in places]
