@@ -91,8 +91,7 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
     Settings that are behind after half of the pictures are not tried on the rest.
 
     Args:
-      model: as fitted; its held-out pictures carry the synthetic anomalies. Others than those that gave the
-        thresholds are drawn.
+      model: as fitted; its held-out pictures carry the synthetic anomalies.
       seed: of the synthetic anomalies.
       oracle: test pictures uint8 (K, H, W, 3) and masks (K, H, W), for the paper's way: the best on the test set.
         The model is then marked "oracle".

@@ -292,4 +292,5 @@ def failure_table(_: str, cases: Sequence[Case]) -> str:
         for f in missed + alike
     ]  # fmt: skip
     head = ["category", "detector", "picture", "covered, %", "of that marked, %", "F2PAD IoU"]
-    return markdown(["failure", "pictures"], rows) + ("\n" + markdown(head, listed) if listed else "")
+    note = "\nThe paper's two kinds; masks that hold too much are not among them.\n"
+    return markdown(["failure", "pictures"], rows) + note + ("\n" + markdown(head, listed) if listed else "")

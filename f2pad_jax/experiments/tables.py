@@ -74,7 +74,7 @@ def comparison(name: str, cases: Sequence[Case]) -> str:
         "Backbone (best threshold) → F2PAD:\n\n"
         + markdown(["detector", "category", *near, "95 % Hausdorff distance, px"], outlines)
         + f"\nThe backbone's scores; pictures whose IoU F2PAD lowers by more than {WORSE} (own threshold):\n\n"
-        + markdown(["detector", "category", "pixel AUROC", "AUPRO", "worse", "seconds an image"], rest)
+        + markdown(["detector", "category", "pixel AUROC", "AUPRO", "worse", "seconds an image, median"], rest)
     )
 
 
@@ -118,8 +118,9 @@ def cost(name: str, cases: Sequence[Case]) -> str:
         )
         theirs = [f"{value:.1f}" for value in printed.get(detector, {}).values()] or [NONE] * 2
         rows.append([detector, f"{iterations:.1f}", f"{seconds:.2f}", *theirs])
-    head = ["detector", "iterations", "seconds an image", "paper: iterations", "paper: seconds (RTX 3080)"]
-    note = "Seconds are an image's share of those it was solved together with, compilation included.\n"
+    head = ["detector", "iterations of the main solve", "seconds an image", "paper: iterations"]
+    head.append("paper: seconds (RTX 3080)")
+    note = "Means. Seconds are an image's share of those it was solved together with, compilation included.\n"
     return f"{markdown(head, rows)}\n{note}"
 
 
@@ -153,7 +154,9 @@ def sizes(_: str, cases: Sequence[Case]) -> str:
                 for values, (low, high) in zip((backbone, f2pad), ends, strict=True)
             ]
         rows.append([group, limits, str(len(f2pad)), *means])
-    return markdown(["group", "share of the picture", "masks", "backbone IoU", "F2PAD IoU"], rows)
+    return markdown(
+        ["group", "share of the picture", "masks, once for each detector", "backbone IoU", "F2PAD IoU"], rows
+    )
 
 
 def curves(case: Case) -> dict[int, dict[str, list[float]]]:

@@ -155,9 +155,11 @@ def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Ou
       images: uint8 RGB (N, S, S, 3).
     """
     began = time.perf_counter()
-    sights = look(model, images)
+    sights, rule = look(model, images), OWN_RULES.get(variant)
+    models = [model if rule is None else _at(model, float(rule(sight.scores))) for sight in sights]
+    places = [locate(own, sight) for own, sight in zip(models, sights, strict=True)]
     seeing = (time.perf_counter() - began) / len(images)
-    for outcome in _solve(model, variant, images, sights):
+    for outcome in _solve(models, variant, images, sights, places):
         yield outcome._replace(result=replace(outcome.result, seconds=outcome.result.seconds + seeing))
 
 
@@ -203,15 +205,15 @@ def by_difference(
     return [replace(result, seconds=seconds) for result in results]
 
 
-def _solve(model: Model, variant: str, images: np.ndarray, sights: Sequence[Sight]) -> Iterator[Outcome]:
+def _solve(
+    models: Sequence[Model], variant: str, images: np.ndarray, sights: Sequence[Sight], places: Sequence[Place]
+) -> Iterator[Outcome]:
     if variant in OWN_RULES:
-        for image, sight in zip(images, sights, strict=True):
-            own = _at(model, float(OWN_RULES[variant](sight.scores)))
-            place = locate(own, sight)
+        for own, image, sight, place in zip(models, images, sights, places, strict=True):
             (result,) = segment_regions(own, image[None], [sight], [place.region], starts=[place.start])
             yield Outcome(result, place.region, {"threshold": own.threshold})
         return
-    places = [locate(model, sight) for sight in sights]
+    model = models[0]  # of all pictures
     regions, starts = [place.region for place in places], [place.start for place in places]
     if variant in (FILL, "no-sparsity"):
         results = by_difference(model, images, sights, places, solve=variant == "no-sparsity")
