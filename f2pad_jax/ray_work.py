@@ -134,10 +134,19 @@ def write_parquet(path: Path, records: Sequence[Facts]) -> None:
     import pyarrow.parquet  # pyright: ignore[reportMissingImports]
 
     keys = dict.fromkeys(key for record in records for key in record)
-    table = pa.Table.from_pylist([{key: record.get(key) for key in keys} for record in records])
+    table = pa.Table.from_pylist([{key: _encodable(record.get(key)) for key in keys} for record in records])
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink)
     write_bytes(path, sink.getvalue().to_pybytes())
+
+
+def _encodable(value: Any) -> Any:
+    """A value of a record; Parquet has no names that are no UTF-8, so their bytes are spelt out."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, dict):
+        return {key: _encodable(each) for key, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, list) else value
 
 
 def _block(indices: range) -> Any:

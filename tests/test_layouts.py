@@ -293,6 +293,38 @@ def test_masks_beside_pictures_that_do_not_fit(tmp_path: Path) -> None:
             open_category(root)
 
 
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    for lay_out, name in (
+        (_dagm, "Test/0001.bmp"),
+        (_dagm, "Test/Label/0001_label.bmp"),
+        (_kolektor, "kos02/Part1_label.png"),
+    ):
+        root = tmp_path / name.replace("/", "-")
+        lay_out(root)
+        _mask(root / name)
+        with pytest.raises(InputError, match=r"has the name of \w+\.\w+; rename one of them"):
+            open_category(root)
+
+
+def test_pictures_that_were_not_fetched_are_told(root: Path) -> None:
+    folder = root / "train" / "good"
+    for stem in ("003", "004"):
+        (folder / f"{stem}.png").symlink_to(root / "annex" / stem)
+    told = "good: 003.png is a link to nothing, and 1 more; fetch the files"
+    with pytest.warns(InputWarning, match=told):
+        category = open_category(root)
+    assert [path.name for path in category.train] == ["000.png", "001.png", "002.png"]
+    with pytest.warns(InputWarning, match=told):
+        assert len(list_images([folder])) == 3
+
+
+def test_pictures_beside_the_folders_of_defects_are_told(root: Path) -> None:
+    known = open_category(root)
+    _picture(root / "test" / "005.png")
+    with pytest.warns(InputWarning, match="test: holds pictures beside the folders of defects"):
+        assert open_category(root) == known
+
+
 def test_pages_have_masks_of_their_own(root: Path) -> None:
     levels = [np.indices((8, 8)).sum(axis=0) < least for least in (3, 5)]
     for folder, name in (("test", "002.tif"), ("ground_truth", "002_mask.tif")):

@@ -189,12 +189,13 @@ def test_records_of_any_kind_are_a_table(tmp_path: Path) -> None:
     defect = {"area": 3, "box": [1, 2, 3, 1], "rle": {"size": [4, 4], "counts": "05"}}
     records: Sequence[dict[str, Any]] = [
         {"image": "a.png", "status": "failed", "error": "is no picture"},
-        {"image": "b.png", "status": "converged", "defects": [], "white_level": None},
+        {"image": "b\udcff.png", "status": "converged", "defects": [], "white_level": None},
         {"image": "c.png", "status": "converged", "defects": [defect, defect | {"micrometres": {"area": 1.5}}]},
     ]
     write_parquet(tmp_path / "some.parquet", records)
     table = pd.read_parquet(tmp_path / "some.parquet")
     assert list(table.columns) == ["image", "status", "error", "defects", "white_level"]
+    assert table["image"].tolist() == ["a.png", "b\\udcff.png", "c.png"]
     other = table["defects"].tolist()[2][1]
     assert list(other["box"]) == [1, 2, 3, 1]
     assert other["micrometres"] == {"area": 1.5}

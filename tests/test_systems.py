@@ -133,9 +133,11 @@ def test_folders_with_links_to_themselves_and_pipes_are_read_to_their_end(tmp_pa
     (folder / "deep/up.png").symlink_to(folder)
     (folder / "round.png").symlink_to(folder / "round.png")
     os.mkfifo(folder / "pipe.png")
-    with pytest.warns(InputWarning, match="passed over"):
+    lost = "round.png is a link to nothing; fetch"
+    with pytest.warns(InputWarning, match="passed over"), pytest.warns(InputWarning, match=lost):
         assert [path.name for path in list_images([folder])] == ["a.png"]
-    assert [path.name for path in find_images(folder)] == ["a.png", "b.png", "c.png"]
+    with pytest.warns(InputWarning, match=lost):
+        assert [path.name for path in find_images(folder)] == ["a.png", "b.png", "c.png"]
     for name in ("round.png", "pipe.png", "deep/up.png"):
         with pytest.raises(InputError, match="no such file|is not a file"):
             read_image(folder / name)

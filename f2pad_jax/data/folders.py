@@ -47,8 +47,13 @@ def find_images(folder: Path) -> list[Path]:
     """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over.
 
     Pages of a TIFF are pictures, as for `list_images`.
+
+    Warns:
+      InputWarning: some are links to files that are not there.
     """
-    return [page for path in sorted(folder.rglob("*")) if _is_open(path, folder) for page in pages_of(path)]
+    every = sorted(folder.rglob("*"))
+    _tell_of_lost(every, folder)
+    return [page for path in every if _is_open(path, folder) for page in pages_of(path)]
 
 
 def unused_files(folder: Path) -> list[Path]:
@@ -66,10 +71,25 @@ def is_picture(path: Path) -> bool:
 
 
 def pictures_in(folder: Path) -> list[Path]:
-    """The pictures that lie in a folder itself, sorted; none where there is no such folder."""
+    """The pictures that lie in a folder itself, sorted; none where there is no such folder.
+
+    Warns:
+      InputWarning: some are links to files that are not there.
+    """
     if not folder.is_dir():
         return []
-    return [page for path in sorted(folder.iterdir()) if is_picture(path) for page in pages_of(path)]
+    every = sorted(folder.iterdir())
+    _tell_of_lost(every, folder)
+    return [page for path in every if is_picture(path) for page in pages_of(path)]
+
+
+def _tell_of_lost(paths: Iterable[Path], folder: Path) -> None:
+    """Warns of pictures that a data set names by links and that were never fetched."""
+    named = (path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    lost = [path for path in named if path.is_symlink() and not os.path.exists(path)]
+    if lost:
+        what = f"{lost[0].name} is a link to nothing" + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
+        warnings.warn(InputWarning(what, where=folder, hint="fetch the files, or remove the links"), stacklevel=4)
 
 
 def check_filled(pictures: list[Path], folder: Path) -> list[Path]:

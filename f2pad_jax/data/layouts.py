@@ -206,7 +206,7 @@ def kolektor(root: Path) -> Category | None:
     Masks are read to tell them apart.
 
     Raises:
-      InputError: a picture has no mask, or its mask cannot be read.
+      InputError: a picture has no mask or two, or its mask cannot be read.
     """
     items = [folder for folder in subfolders(root) if any(folder.glob("*_label.*"))]
     if not items:
@@ -214,7 +214,7 @@ def kolektor(root: Path) -> Category | None:
     train, tests = [], []
     for number, item in enumerate(items, start=1):
         pictures = pictures_in(item)
-        masks = {_name(path): path for path in pictures if path.stem.endswith("_label")}
+        masks = _by_name(path for path in pictures if path.stem.endswith("_label"))
         for path in (path for path in pictures if path not in masks.values()):
             mask = masks.get(_name(path))
             if mask is None:
@@ -234,15 +234,14 @@ def dagm(root: Path) -> Category | None:
     Defects in `Train` are left out.
 
     Raises:
-      InputError: a mask has no picture.
+      InputError: a mask has no picture, or two files have one name.
     """
     folders = [below(root, name) for name in ("train", "test")]
     if not all(folder.is_dir() for folder in folders) or not any(below(each, "label").is_dir() for each in folders):
         return None
     found: list[list[TestImage]] = []
     for folder in folders:
-        masks = {_name(path): path for path in pictures_in(below(folder, "label"))}
-        pictures = {_name(path): path for path in pictures_in(folder)}
+        masks, pictures = _by_name(pictures_in(below(folder, "label"))), _by_name(pictures_in(folder))
         if unused := masks.keys() - pictures.keys():
             raise without_picture(masks[min(unused)], folder)
         found.append(
@@ -270,7 +269,7 @@ def _category(root: Path, train: Iterable[Path], tests: Iterable[TestImage], unu
     seen: dict[str, Path] = {}
     for case in cases:
         if case.id in seen:
-            raise InputError(f"has the name of {seen[case.id].name}", where=case.path, hint="rename one of them")
+            raise _double(case.path, seen[case.id])
         seen[case.id] = case.path
     return Category(root, resolved.name, resolved.parent.name, tuple(sorted(train)), tuple(cases), tuple(unused))
 
@@ -288,6 +287,19 @@ def _in_folders(root: Path, good: str, test: Path, truth: Path) -> Category:
 def _name(path: Path) -> str:
     """The stem of a picture in lower case, or the one that a mask such as `0576_label.PNG` belongs to."""
     return path.stem.casefold().removesuffix("_label")
+
+
+def _by_name(paths: Iterable[Path]) -> dict[str, Path]:
+    """Files by that name, which no two of them may have."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        if (other := found.setdefault(_name(path), path)) != path:
+            raise _double(path, other)
+    return found
+
+
+def _double(path: Path, other: Path) -> InputError:
+    return InputError(f"has the name of {other.name}", where=path, hint="rename one of them")
 
 
 def _listed(root: Path, picture: str, defect: str, mask: str | None) -> TestImage:

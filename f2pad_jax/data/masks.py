@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from f2pad_jax.data.categories import GOOD, TestImage
 from f2pad_jax.data.decoding import TIFFS, split_page
-from f2pad_jax.data.folders import below, check_filled, find_images, subfolders
-from f2pad_jax.errors import InputError
+from f2pad_jax.data.folders import below, check_filled, find_images, pictures_in, subfolders
+from f2pad_jax.errors import InputError, InputWarning
 
 Key = tuple[str, int]  # of a picture and its mask
 
@@ -23,7 +24,13 @@ def find_tests(test: Path, truth: Path) -> Iterator[TestImage]:
     Raises:
       InputError: a folder is empty, some defects have masks and others none, a mask has no picture, or two masks are
         of one picture.
+
+    Warns:
+      InputWarning: pictures lie beside the folders.
     """
+    if pictures_in(test):
+        what = "holds pictures beside the folders of defects, which are passed over"
+        warnings.warn(InputWarning(what, where=test, hint="put them into a folder of their defect"), stacklevel=4)
     known = truth.is_dir()
     unused = set(find_images(truth)) if test.is_dir() else set()
     for folder in subfolders(test):
