@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from f2pad_jax import __version__
 from f2pad_jax.options import (
@@ -27,7 +27,10 @@ UNUSABLE = 2  # status where input cannot be used
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose complaints are one line, and whose options are written out: `--conf` is not `--config`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(UNUSABLE, f"f2pad: error: {message}; see {self.prog} --help\n")
