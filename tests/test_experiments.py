@@ -379,6 +379,13 @@ def test_categories_of_a_folder_become_cut_paste_sets(tmp_path: Path) -> None:
     assert sets.extractor_name("cflow", sets.CUT_PASTE) == sets.extractor_name("padim", sets.EMBEDDED)
 
 
+def test_what_is_named_twice_counts_once(tmp_path: Path) -> None:
+    twice = command.Request("table1", None, None, tmp_path, categories=["brick"] * 2, detectors=["padim"] * 2)
+    plan = command._plan(twice)
+    assert (plan["categories"], plan["detectors"]) == (["brick"], ["padim"])
+    assert plan["command"] == "f2pad experiment table1 --detector padim --category brick --out DIR"
+
+
 def test_one_network_is_that_of_all_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     monkeypatch.setattr(command, "load_extractor", lambda name, weights: asked.append((name, weights)))

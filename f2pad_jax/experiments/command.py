@@ -252,7 +252,7 @@ def _plan(request: Request) -> dict[str, Any]:
         "kinds": [*EXPERIMENTS[request.name].kinds],
         "tuning": request.tuning,
         **({"extractor": request.extractor} if request.extractor else {}),
-        "categories": sorted(request.categories or categories),
+        "categories": sorted({*request.categories} or categories),
         "detectors": sorted(detectors, key=[*DETECTORS, *detectors].index),
         "command": _command(request),
     }
@@ -267,8 +267,8 @@ def _command(request: Request) -> str:
         words.append("--weights FILE")
     words += [f"--images {request.images}"] if request.images else []
     words += [f"--extractor {request.extractor}"] if request.extractor else []
-    words += [f"--detector {name}" for name in request.detectors]
-    words += [f"--category {name}" for name in request.categories]
+    words += [f"--detector {name}" for name in dict.fromkeys(request.detectors)]
+    words += [f"--category {name}" for name in dict.fromkeys(request.categories)]
     words += [f"--seed {request.seed}"] if request.seed else []
     words += {SYNTHETIC: [], ORACLE: ["--oracle"], DEFAULT: ["--untuned"]}[request.tuning]
     return " ".join([*words, "--out DIR"])
