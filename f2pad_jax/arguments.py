@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from f2pad_jax import __version__
 from f2pad_jax.options import (
+    SIDE,
     at_least,
     finite,
     layout,
@@ -27,7 +28,10 @@ UNUSABLE = 2  # status where input cannot be used
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose complaints are one line."""
+    """A parser whose complaints are one line, and whose options are written out: `--conf` is not `--config`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         self.exit(UNUSABLE, f"f2pad: error: {message}; see {self.prog} --help\n")
@@ -64,7 +68,7 @@ def _synthesize(to: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give every second test picture a piece of another picture's other half",
     )
-    to.add_argument("--size", type=at_least(1), metavar="N", help="resize pictures to N × N first")
+    to.add_argument("--size", type=at_least(1, SIDE), metavar="N", help="resize pictures to N × N first")
     layout(to)
     white_level(to)
     seed(to)
@@ -85,21 +89,21 @@ def _fit(to: argparse.ArgumentParser) -> None:
     to.add_argument("--shots", type=at_least(1), metavar="N", help="use N training pictures, drawn at random")
     to.add_argument(
         "--size",
-        type=at_least(32),
+        type=at_least(32, SIDE),
         metavar="N",
         help="the extractor sees pictures of about N × N pixels, in their own aspect (224); with --from of exactly as "
         "many, where the checkpoint does not tell (256)",
     )
     to.add_argument(
         "--work-size",
-        type=at_least(32),
+        type=at_least(32, SIDE),
         default=1024,
         metavar="N",
         help="masks are made at the pictures' own size, or where they have more, at N × N pixels (1024)",
     )
     to.add_argument(
         "--windows",
-        type=at_least(32),
+        type=at_least(32, SIDE),
         metavar="N",
         help="segment pictures in overlapping windows of N × N pixels, for defects that are small beside them",
     )
@@ -149,7 +153,11 @@ def _train_mae(to: argparse.ArgumentParser) -> None:
         help="passes over the pictures (as many as make 900 steps of 8, about 8 minutes of one core)",
     )
     to.add_argument(
-        "--size", type=at_least(32), default=224, metavar="N", help="pictures of N × N pixels, a multiple of 16 (224)"
+        "--size",
+        type=at_least(32, SIDE),
+        default=224,
+        metavar="N",
+        help="pictures of N × N pixels, a multiple of 16 (224)",
     )
     layout(to)
     white_level(to)
@@ -180,7 +188,7 @@ def _segment(to: argparse.ArgumentParser) -> None:
     )
     to.add_argument(
         "--smallest-defect",
-        type=at_least(0),
+        type=at_least(0, SIDE**2),
         default=0,
         metavar="PIXELS",
         help="leave out defects of fewer pixels (0)",

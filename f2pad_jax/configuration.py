@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +23,15 @@ def parse(top: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespa
     """The arguments of a command, some of them from the file that `--config` names.
 
     The file has a key for each option, without dashes in front, and for each argument; what the command line gives
-    counts instead. Where that names no command, the file does.
+    counts instead, also in place of options that exclude it. Where that names no command, the file does.
 
     Args:
       top: the parser of all commands.
       argv: arguments without the program's name.
 
     Raises:
-      InputError: the file cannot be read, is of another command, or has a key or value that the command does not know.
+      InputError: the file cannot be read, is of another command, or has a key or value that the command does not know,
+        or options that exclude each other.
     """
     finder = argparse.ArgumentParser(prog=top.prog, add_help=False, allow_abbrev=False)
     finder.error = top.error
@@ -43,10 +44,15 @@ def parse(top: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespa
     if not rest or rest[0].startswith("-"):
         if not isinstance(own, str):
             raise InputError("names no command", where=found.config, hint='name one, or write command = "segment"')
+        if own not in _choices(top):
+            raise InputError(f"there is no command {own!r}", where=found.config, hint=_choose(_choices(top)))
         rest = [own, *rest]
     elif own not in (None, rest[0]):
         raise InputError(f"is of the command {own}, not {rest[0]}", where=found.config, hint="name another file")
-    lists = _apply(_command(top, rest), values, found.config)
+    command = _command(top, rest)
+    if _choices(command):
+        return top.parse_args(rest)  # says which command is missing or unknown
+    lists = _apply(command, values, {word.partition("=")[0] for word in rest}, found.config)
     arguments = top.parse_args(rest)
     for name, given in lists.items():  # argparse adds to the list of the file what the command line gives
         if len(value := getattr(arguments, name)) > len(given):
@@ -84,31 +90,48 @@ def _read(path: Path) -> dict[str, Any]:
 def _command(top: argparse.ArgumentParser, words: Sequence[str]) -> argparse.ArgumentParser:
     """The parser of the command that words name, or the innermost that they do."""
     for word in words:
-        choices = next((a.choices for a in top._actions if isinstance(a, argparse._SubParsersAction)), {})
+        choices = _choices(top)
         if word not in choices:
             break
         top = choices[word]
     return top
 
 
-def _apply(command: argparse.ArgumentParser, values: dict[str, Any], path: Path) -> dict[str, list[Any]]:
-    """Makes values the defaults of a command's options; those that are lists, by name."""
+def _choices(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the commands that a parser leads to."""
+    return next((a.choices for a in parser._actions if isinstance(a, argparse._SubParsersAction)), {})
+
+
+def _choose(names: Iterable[str]) -> str:
+    return f"choose of {', '.join(names)}"
+
+
+def _apply(
+    command: argparse.ArgumentParser, values: dict[str, Any], given: set[str], path: Path
+) -> dict[str, list[Any]]:
+    """Makes values the defaults of a command's options but those that a given one excludes; those that are lists."""
     actions = {
         action.dest.replace("_", "-"): action
         for action in command._actions
         if action.dest not in ("help", *OURS) and not isinstance(action, argparse._SubParsersAction)
     }
+    for name, value in values.items():
+        if name not in actions:
+            raise InputError(f"{command.prog.split(' ', 1)[-1]} has no {name!r}", where=path, hint=_choose(actions))
+        values[name] = _value(actions[name], value, name, path)
+    for group in command._mutually_exclusive_groups:
+        members = [name for name, action in actions.items() if action in group._group_actions]
+        own = [name for name in members if values.get(name)]
+        if len(own) > 1:
+            raise InputError(f"has {' and '.join(own)}", where=path, hint="leave one of them out")
+        if any(given.intersection(actions[name].option_strings) for name in members):
+            values = {name: value for name, value in values.items() if name not in members}
     lists = {}
     for name, value in values.items():
-        action = actions.get(name)
-        if action is None:
-            raise InputError(
-                f"{command.prog.split(' ', 1)[-1]} has no {name!r}", where=path, hint=f"choose of {', '.join(actions)}"
-            )
-        many = isinstance(action, argparse._AppendAction)
-        action.default = _value(action, value, name, path)
+        action = actions[name]
+        action.default = value
         action.required = False
-        if many:
+        if isinstance(action, argparse._AppendAction):
             lists[action.dest] = action.default
         elif not action.option_strings:
             action.nargs = "*" if action.nargs in ("*", "+") else "?"
@@ -124,6 +147,8 @@ def _value(action: argparse.Action, value: Any, name: str, path: Path) -> Any:
     def one(item: Any) -> Any:
         if isinstance(item, bool) or not isinstance(item, str | int | float):
             fail("neither text nor a number")
+        if "\0" in str(item):
+            fail("no text of a command holds a NUL")
         try:
             return action.type(str(item)) if callable(action.type) else str(item)
         except argparse.ArgumentTypeError as error:

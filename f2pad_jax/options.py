@@ -6,8 +6,12 @@ import argparse
 import math
 from pathlib import Path
 
+COUNT, SIDE = 10**6, 2**15  # largest number of things, and of pixels of a side
+SEED = 2**32 - 2  # largest that scikit-learn takes, less the one that tuning adds
+LARGE = 2**20  # largest size of memory in GiB, and of a pixel in micrometres
 
-def at_least(least: int, most: float = math.inf):
+
+def at_least(least: int, most: int = COUNT):
     """A type of option: a whole number within limits."""
 
     def number(text: str) -> int:
@@ -38,10 +42,10 @@ def finite(text: str) -> float:
 
 
 def positive(text: str) -> float:
-    """A type of option: a finite number above 0."""
+    """A type of option: a number above 0, and not so large that sums with it are not finite."""
     value = finite(text)
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    if not 0 < value <= LARGE:
+        raise argparse.ArgumentTypeError(f"{value} is {f'more than {LARGE}' if value > 0 else 'not positive'}")
     return value
 
 
@@ -52,7 +56,7 @@ def out(to: argparse.ArgumentParser, metavar: str, text: str) -> None:
 
 def seed(to: argparse.ArgumentParser) -> None:
     """`--seed`."""
-    to.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of all random choices (0)")
+    to.add_argument("--seed", type=at_least(0, SEED), default=0, metavar="N", help="of all random choices (0)")
 
 
 def weights(to: argparse.ArgumentParser) -> None:

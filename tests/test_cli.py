@@ -19,7 +19,7 @@ from test_layouts import COPIES
 
 import f2pad_jax
 from f2pad_jax import commands, evaluation, picture_jobs, segmentation
-from f2pad_jax.cli import main
+from f2pad_jax.cli import main, parser
 from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
@@ -601,6 +601,15 @@ def _fails(work: Path, command: str, named: str, capsys: pytest.CaptureFixture) 
         ["demo", "--images", "0"],
         ["demo", "--images", "few"],
         ["demo", "--seed", "-1"],
+        ["demo", "--seed", "4294967295"],
+        ["train-mae", "part", "--out", "f", "--seed", "4294967295"],
+        ["synthesize", "textures", "--out", "x", "--size", "32769"],
+        ["synthesize", "textures", "--out", "x", "--count", "1000001"],
+        ["fit", "part", "--out", "m", "--size", "32769"],
+        ["fit", "part", "--out", "m", "--work-size", "32769"],
+        ["segment", "m", "a.png", "--out", "r", "--memory", "1e300"],
+        ["segment", "m", "a.png", "--out", "r", "--memory", "nan"],
+        ["segment", "m", "a.png", "--out", "r", "--pixel-size", "1e300"],
         ["weights"],
     ],
     ids=" ".join,
@@ -612,6 +621,12 @@ def test_mistyped_commands_are_one_line(arguments: list[str], capsys: pytest.Cap
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("f2pad: error: ")
     assert line.endswith("--help")
+
+
+def test_the_largest_numbers_are_taken() -> None:
+    words = ["--size", "32768", "--seed", "4294967294", "--shots", "1000000", "--memory", "1048576"]
+    found = parser().parse_args(["fit", "part", "--out", "m", *words])
+    assert (found.size, found.seed, found.shots, found.memory) == (2**15, 2**32 - 2, 10**6, 2**20)
 
 
 def test_equal_stems_are_told_apart() -> None:

@@ -52,9 +52,41 @@ def test_the_command_line_counts_instead(tmp_path: Path) -> None:
     assert parse(parser(), ["demo", "--config", str(file)]).detector == ["padim"]
 
 
+def test_of_options_that_exclude_each_other_the_command_lines_counts(tmp_path: Path) -> None:
+    file = tmp_path / "exp.toml"
+    file.write_text('name = "table1"\nout = "x"\noracle = true\nuntuned = false\n', "utf-8")
+    line = ["experiment", "--config", str(file)]
+    for words, wanted in (([], (True, False)), (["--untuned"], (False, True)), (["--oracle"], (True, False))):
+        found = parse(parser(), [*line, *words])
+        assert (found.oracle, found.untuned) == wanted
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["demo", "--conf", "own.toml"], "unrecognized arguments: --conf own.toml"),
+        (["segmnt", "--config", "own.toml"], "invalid choice: 'segmnt'"),
+        (["weights", "--config", "own.toml"], "required: ACTION"),
+    ],
+)
+def test_what_names_no_command_or_option_is_said(
+    words: list[str], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.toml").write_text("images = 3\n", "utf-8")
+    with pytest.raises(SystemExit) as caught:
+        parse(parser(), words)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert named in line
+
+
 FAULTS = {
     "no TOML": ("evaluate", "model =", "is no TOML (Invalid value"),
     "another command": ("evaluate", 'command = "fit"', "is of the command fit, not evaluate; name another file"),
+    "unknown command": ("", 'command = "segmnt"\nmodel = "m"', "no command 'segmnt'; choose of demo, synthesize"),
+    "both of two": ("experiment", "oracle = true\nuntuned = true", "has oracle and untuned; leave one of them out"),
+    "a NUL": ("evaluate", 'out = "a\\u0000b"', "out is 'a\\x00b' (no text of a command holds a NUL)"),
     "no command": ("", 'model = "m"', "names no command; name one, or write command"),
     "another option": ("evaluate", "sice = 3", "evaluate has no 'sice'; choose of model, dataset, out, oracle"),
     "no whole number": ("train-mae", 'epochs = "few"', "epochs is 'few' (not a whole number)"),

@@ -18,6 +18,7 @@ from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import NearestNeighbors
 
 from f2pad_jax.checkpoint import load_arrays, save_arrays
+from f2pad_jax.commands.models import parse_options
 from f2pad_jax.detectors import DETECTORS, Detector, check_options, detector_class, options_of, padim, patchcore
 from f2pad_jax.detectors.cflow import CFlow
 from f2pad_jax.detectors.padim import PaDiM
@@ -589,17 +590,45 @@ def test_static_choices_compile_anew_and_others_do_not() -> None:
 
 
 def test_the_options_of_a_detector_are_those_of_its_fit() -> None:
-    choices = {"channels": int | None, "rank": int | None, "shared": float | None, "plain": bool}
-    assert options_of(PaDiM) == choices
-    assert options_of(PatchCore) == {"ratio": float, "limit": int, "plain": bool}
-    assert options_of(CFlow) == {
-        "used": int | None, "divided": bool, "flow": Path | None, "epochs": int, "rate": float,
-        "blocks": int | None, "checkpoint": Path | None,
-    }  # fmt: skip
+    assert list(options_of(PaDiM)) == ["channels", "rank", "shared", "plain"]
+    assert list(options_of(PatchCore)) == ["ratio", "limit", "plain"]
+    assert list(options_of(CFlow)) == ["used", "divided", "flow", "epochs", "rate", "blocks", "checkpoint"]
     for detector in DETECTORS.values():
         check_options(detector, options_of(detector))
         with pytest.raises(InputError, match=f"{detector.name} has no option 'colour'; its options are "):
             check_options(detector, {"colour": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "taken"),
+    [
+        ("padim", "channels=1", 1),
+        ("padim", "channels=-2", None),
+        ("padim", "rank=0", None),
+        ("padim", "shared=0", 0.0),
+        ("padim", "shared=1.5", None),
+        ("padim", "plain=maybe", None),
+        ("patchcore", "ratio=1", 1.0),
+        ("patchcore", "ratio=0", None),
+        ("patchcore", "ratio=nan", None),
+        ("patchcore", "ratio=inf", None),
+        ("patchcore", "limit=-5", None),
+        ("cflow", "used=0", None),
+        ("cflow", "flow=flows.pt", Path("flows.pt")),
+        ("cflow", "epochs=1", 1),
+        ("cflow", "epochs=0", None),
+        ("cflow", "rate=-1", None),
+        ("cflow", "rate=nan", None),
+        ("cflow", "blocks=1025", None),
+    ],
+)
+def test_values_of_options_are_within_their_ranges(name: str, given: str, taken: object) -> None:
+    option, _, value = given.partition("=")
+    if taken is None:
+        with pytest.raises(InputError, match=f"option {option} of {name} is '{value}'; input should be "):
+            parse_options(detector_class(name), [given])
+    else:
+        assert parse_options(detector_class(name), [given]) == {option: taken}
 
 
 @pytest.mark.parametrize(("count", "maps"), [(16, 2), (17, 3)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -158,6 +159,26 @@ def test_shares_are_merged_to_what_one_run_writes(tmp_path: Path, solved: list[i
     assert main(["experiment", "merge", str(tmp_path / "0"), str(tmp_path / "1"), "--out", str(tmp_path / "all")]) == 0
     assert sum(solved) == 2 * together
     assert files(tmp_path / "all") == files(tmp_path / "one")
+
+
+def test_a_merge_that_is_cut_off_leaves_no_half_file(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merge = ["experiment", "merge", str(whole), "--out", str(tmp_path / "all")]
+    replace_file = os.replace
+
+    def cut_off(source: Path, target: Path) -> None:
+        if target.name == "001.json":
+            raise KeyboardInterrupt
+        replace_file(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", cut_off)
+        assert main(merge) == 130
+    copied = files(tmp_path / "all")
+    assert copied.keys() < files(whole).keys()
+    assert main(merge) == 0
+    assert files(tmp_path / "all") == files(whole)
 
 
 def test_processes_write_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, solved: list[int]) -> None:
@@ -321,6 +342,40 @@ def test_results_of_several_folders_are_joined(whole: Path, tmp_path: Path, caps
     assert "holds no finished experiment" in capsys.readouterr().err
 
 
+def _change(path: Path, **facts: Any) -> None:
+    content = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps(content | {"protocol": content["protocol"] | facts}), "utf-8")
+
+
+DAMAGED: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "bytes": ("table1.md", lambda path: path.write_bytes(b"# Table I\n\xff"), "is no UTF-8 ("),
+    "not there": ("table1.json", Path.unlink, "cannot be read (No such file or directory)"),
+    "no JSON": ("table1.json", lambda path: path.write_text("{", "utf-8"), "is no JSON ("),
+    "no object": ("table1.json", lambda path: path.write_text("[]", "utf-8"), "damaged results ("),
+    "a number": ("table1.json", lambda path: _change(path, machines=[3]), "(protocol.machines.0 is '3': "),
+    "no list": ("table1.json", lambda path: _change(path, machines=3), "(protocol.machines is '3': "),
+    "no tuning": ("table1.json", lambda path: _change(path, tuning="luck"), "(protocol.tuning is 'luck': "),
+    "cut off": ("fig1.png", lambda path: path.write_bytes(path.read_bytes()[:300]), "cannot be decoded ("),
+    "no picture": ("fig1.png", lambda path: path.write_bytes(b"PNG"), "is no picture that can be read"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_file_of_results_is_one_line(
+    name: str, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = Path(shutil.copytree(whole, tmp_path / "a"))
+    with (folder / "table1.md").open("a", encoding="utf-8") as page:
+        page.write("\n![Figure 1](fig1.png)\n")
+    Image.effect_noise((64, 64), 50).save(folder / "fig1.png")
+    path, damage, named = DAMAGED[name]
+    damage(folder / path)
+    assert main(["experiment", "results", str(folder), "--out", str(tmp_path / "page")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"f2pad: error: {folder / path}: ")
+    assert named in line
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
@@ -328,6 +383,7 @@ def test_results_of_several_folders_are_joined(whole: Path, tmp_path: Path, caps
         (["table1", "--data", "nowhere"], "nowhere: no such folder"),
         (["table1", "--category", "steel"], "steel: no such category"),
         (["table1", "--detector", "oracle"], "oracle"),
+        (["fig1", "--extractor", "efficientnet_lite9"], "efficientnet_lite9: no such extractor; choose from "),
         (["table1", "--weights", "file.npz"], "file.npz: the textures need no weights"),
         (["table1", "some", "folders"], "table1: takes no folders"),
         (["table1", "--shard-index", "2", "--shard-count", "2"], "share 2 of 2 does not exist"),
@@ -377,6 +433,13 @@ def test_categories_of_a_folder_become_cut_paste_sets(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(made[0], name), getattr(made[1], name))
     assert sets.extractor_name("padim", sets.CUT_PASTE) == "resnet18"
     assert sets.extractor_name("cflow", sets.CUT_PASTE) == sets.extractor_name("padim", sets.EMBEDDED)
+
+
+def test_what_is_named_twice_counts_once(tmp_path: Path) -> None:
+    twice = command.Request("table1", None, None, tmp_path, categories=["brick"] * 2, detectors=["padim"] * 2)
+    plan = command._plan(twice)
+    assert (plan["categories"], plan["detectors"]) == (["brick"], ["padim"])
+    assert plan["command"] == "f2pad experiment table1 --detector padim --category brick --out DIR"
 
 
 def test_one_network_is_that_of_all_detectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -276,6 +277,31 @@ def test_real_defects_are_measured_apart(mvtec: Path, tmp_path: Path, capsys: py
     assert [cell.strip() for cell in maps.strip("|").split("|")][2:] == wanted
     assert main(["experiment", "table1", *asked]) == 2  # cut-paste sets go to another folder
     assert "another dataset" in capsys.readouterr().err
+
+
+def test_a_category_without_good_pictures_has_dashes_in_the_mean(mvtec: Path, tmp_path: Path) -> None:
+    shutil.rmtree(shutil.copytree(mvtec / "nut", mvtec / "bolt") / "test" / "good")
+    asked = ("--data", str(mvtec), "--detector", "padim", "--untuned", "--out", str(tmp_path / "out"))
+    assert main(["experiment", "real", *asked]) == 0
+    text = (tmp_path / "out" / "real.md").read_text("utf-8")
+    cells = [line.strip("| ").split(" | ") for line in text.partition("refined map")[2].splitlines()[4:7]]
+    assert [row[1] for row in cells] == ["bolt", "nut", "**mean**"]
+    assert [row[-2:] == ["–", "–"] for row in cells] == [True, False, True]
+    assert all("→" in cell for row in cells for cell in row[2:-2])
+
+
+def test_pictures_of_several_lots_are_kept_apart(mvtec: Path, tmp_path: Path) -> None:
+    for kind, suffix in (("test", ""), ("ground_truth", "_mask")):
+        for lot, number in (("mon", 0), ("tue", 1)):
+            folder = mvtec / "nut" / kind / "bent"
+            (folder / lot).mkdir()
+            shutil.copyfile(folder / f"{number:03d}{suffix}.png", folder / lot / f"001{suffix}.png")
+    made = sets.load_category("nut", tmp_path / "set", dataset=sets.REAL, data=mvtec, images=9, seed=0)
+    assert made.names == ["bent/000", "bent/001", "bent/mon/001", "bent/tue/001", "good/000"]
+    for one, other in ((0, 2), (1, 3)):
+        np.testing.assert_array_equal(made.images[one], made.images[other])
+        np.testing.assert_array_equal(made.masks[one], made.masks[other])
+    assert (made.images[0] != made.images[1]).any()
 
 
 def test_of_real_pictures_some_of_each_kind_are_taken(mvtec: Path, tmp_path: Path) -> None:

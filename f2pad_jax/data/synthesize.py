@@ -119,19 +119,19 @@ def write_category(
 ) -> None:
     """Writes MVTec AD's layout: the normal pictures, and (defect, stem, picture, mask) of each test one.
 
-    Test pictures whose defect is "good" have no mask there.
+    Test pictures whose defect is "good" have no mask there. A stem may name folders in between, such as "monday/001".
     """
     good = folder / "train" / "good"
     good.mkdir(parents=True)
     for index, image in enumerate(train):
         write_png(good / f"{index:03d}.png", image)
     for defect, stem, image, mask in tests:
-        pictures, truths = folder / "test" / defect, folder / "ground_truth" / defect
-        pictures.mkdir(parents=True, exist_ok=True)
-        write_png(pictures / f"{stem}.png", image)
+        picture, truth = folder / "test" / defect / f"{stem}.png", folder / "ground_truth" / defect / f"{stem}_mask.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        write_png(picture, image)
         if defect != "good":
-            truths.mkdir(parents=True, exist_ok=True)
-            write_png(truths / f"{stem}_mask.png", mask)
+            truth.parent.mkdir(parents=True, exist_ok=True)
+            write_png(truth, mask)
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_type_hints, runtime_checkable
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float
+from pydantic import Field
 
 from f2pad_jax.errors import InputError
 
@@ -17,6 +18,9 @@ Shape = jax.ShapeDtypeStruct
 Maps = tuple[jax.Array, ...]  # of one picture: (H_k, W_k, C_k), finest first
 Arrays = dict[str, Any]  # nested dicts of arrays
 Facts = dict[str, Any]  # plain data for JSON
+Count = Annotated[int, Field(ge=1, le=10**6)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+PositiveShare = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Convention = Literal["own", "anomalib"]  # whose details a detector follows where codes of one method differ
 
 
@@ -64,7 +68,8 @@ class Detector(Protocol):
     def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:
         """Learns normal features, (N, H_k, W_k, C_k) each, finest first.
 
-        Further keyword arguments are the options of `f2pad fit --option NAME=VALUE`.
+        Further keyword arguments are the options of `f2pad fit --option NAME=VALUE`, which keeps to the ranges that
+        their types name by pydantic's `Field`.
         """
         ...
 
@@ -118,8 +123,8 @@ def drawing_of(detector: Detector) -> Drawing:
 
 
 def options_of(detector: type[Detector]) -> dict[str, Any]:
-    """The options of a detector's `fit`: names and types."""
-    hints = get_type_hints(detector.fit)
+    """The options of a detector's `fit`: names, and types with their ranges."""
+    hints = get_type_hints(detector.fit, include_extras=True)
     names = inspect.signature(detector.fit).parameters
     return {name: hints.get(name, str) for name in names if name not in ("maps", "seed")}
 

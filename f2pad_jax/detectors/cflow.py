@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from pydantic import Field
 from tqdm import tqdm
 
-from f2pad_jax.detectors.base import Arrays, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Count, Facts, Maps, PositiveShare, Shape
 from f2pad_jax.detectors.cflow_training import EPOCHS, RATE, Progress, train
 from f2pad_jax.errors import InputError
 from f2pad_jax.networks import flow as flows
@@ -82,12 +83,12 @@ class CFlow(struct.PyTreeNode):
         cls,
         maps: tuple[np.ndarray, ...],
         *,
-        used: int | None = None,
+        used: Count | None = None,
         divided: bool = True,
         flow: Path | None = None,
-        epochs: int = EPOCHS,
-        rate: float = RATE,
-        blocks: int | None = None,
+        epochs: Count = EPOCHS,
+        rate: PositiveShare = RATE,
+        blocks: Annotated[int, Field(ge=1, le=1024)] | None = None,
         checkpoint: Path | None = None,
         seed: int = 0,
     ) -> Self:

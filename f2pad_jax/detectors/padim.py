@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 from tqdm import tqdm
 
-from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape
+from f2pad_jax.detectors.base import Arrays, Convention, Count, Drawing, Facts, Maps, Shape, Share
 from f2pad_jax.errors import InputError
 
 REFERENCE_CHANNELS, DIMENSIONS = 100, 200  # kept of ResNet-18's 448 channels: by the reference code, and here
@@ -173,9 +173,9 @@ class PaDiM(struct.PyTreeNode):
         cls,
         maps: tuple[np.ndarray, ...],
         *,
-        channels: int | None = None,
-        rank: int | None = None,
-        shared: float | None = None,
+        channels: Count | None = None,
+        rank: Count | None = None,
+        shared: Share | None = None,
         plain: bool = False,
         seed: int = 0,
     ) -> Self:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import struct
 from scipy import ndimage
 
-from f2pad_jax.detectors.base import Arrays, Convention, Drawing, Facts, Maps, Shape, enlarge
+from f2pad_jax.detectors.base import Arrays, Convention, Count, Drawing, Facts, Maps, PositiveShare, Shape, enlarge
 
 CANDIDATES = 50  # |M_ij| of Eq. (4)
 PROJECTED = 64  # dimensions in which the coreset is chosen
@@ -171,8 +171,8 @@ class PatchCore(struct.PyTreeNode):
         cls,
         maps: tuple[np.ndarray, ...],
         *,
-        ratio: float = 0.1,
-        limit: int = 8192,
+        ratio: PositiveShare = 0.1,
+        limit: Count = 8192,
         plain: bool = False,
         seed: int = 0,
     ) -> Self:

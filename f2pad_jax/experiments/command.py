@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -24,8 +23,9 @@ from f2pad_jax.experiments.runs import Failed, Solved, Task, missing, run_units
 from f2pad_jax.experiments.variants import applies
 from f2pad_jax.experiments.workers import Tell, Work, share_out
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.output import make_folder
+from f2pad_jax.output import make_folder, write_bytes
 from f2pad_jax.weights import load_extractor
+from f2pad_jax.weights.registry import entry
 
 
 class Request(NamedTuple):
@@ -237,6 +237,8 @@ def _plan(request: Request) -> dict[str, Any]:
         raise InputError(
             "the textures need no weights", where=request.weights, hint="leave --weights out, or add --data"
         )
+    if request.extractor is not None:
+        entry(request.extractor, kind="extractor")  # before anything is kept
     categories = sets.find_categories(request.data)
     for name in request.categories:
         if name not in categories:
@@ -252,7 +254,7 @@ def _plan(request: Request) -> dict[str, Any]:
         "kinds": [*EXPERIMENTS[request.name].kinds],
         "tuning": request.tuning,
         **({"extractor": request.extractor} if request.extractor else {}),
-        "categories": sorted(request.categories or categories),
+        "categories": sorted({*request.categories} or categories),
         "detectors": sorted(detectors, key=[*DETECTORS, *detectors].index),
         "command": _command(request),
     }
@@ -267,8 +269,8 @@ def _command(request: Request) -> str:
         words.append("--weights FILE")
     words += [f"--images {request.images}"] if request.images else []
     words += [f"--extractor {request.extractor}"] if request.extractor else []
-    words += [f"--detector {name}" for name in request.detectors]
-    words += [f"--category {name}" for name in request.categories]
+    words += [f"--detector {name}" for name in dict.fromkeys(request.detectors)]
+    words += [f"--category {name}" for name in dict.fromkeys(request.categories)]
     words += [f"--seed {request.seed}"] if request.seed else []
     words += {SYNTHETIC: [], ORACLE: ["--oracle"], DEFAULT: ["--untuned"]}[request.tuning]
     return " ".join([*words, "--out DIR"])
@@ -296,11 +298,12 @@ def _keep_plan(plan: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
 
 
 def _copy_missing(source: Path, target: Path) -> None:
-    for path in sorted(source.rglob("*")):
+    for path in sorted([source, *source.rglob("*")]):
         place = target / path.relative_to(source)
-        if path.is_file() and not path.name.startswith(".") and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, place)
+        if path.is_dir():
+            make_folder(place)
+        elif path.is_file() and not path.name.startswith(".") and not place.exists():
+            write_bytes(place, path.read_bytes())
 
 
 def _render(

@@ -135,7 +135,8 @@ def real(_: str, cases: Sequence[Case]) -> str:
             counted = good_best, good_knowing, good
             marked = [f"{sum(found)} of {len(found)}" if found else NONE for found in counted]
             rows.append([detector, label, counts, *means, cell(members), *marked])
-            names = [*MAP_METRICS] + (["image_auroc", "image_f1max"] if good else [])
+            graded = all("image_auroc" in case.run["f2pad"] for case in members)  # not where none is good
+            names = [*MAP_METRICS, *(["image_auroc", "image_f1max"] if graded else [])]
             pairs = zip(*(mean(members, who, *names) for who in ("backbone", "f2pad")), strict=True)
             changes = [f"{before:.1f} → {after:.1f}" for before, after in pairs]
             maps.append([detector, label, *changes, *[NONE] * (len(MAP_METRICS) + 2 - len(changes))])

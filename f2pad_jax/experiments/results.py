@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from sklearn.cluster import KMeans
 
 from f2pad_jax import __version__, report
+from f2pad_jax.data.decoding import opened
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper
@@ -25,6 +26,7 @@ from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.tables import markdown
 from f2pad_jax.experiments.variants import fit_changes
 from f2pad_jax.output import make_folder, write_bytes, write_json
+from f2pad_jax.schemas import Facts, Seconds, read_facts
 
 PAGE, BESIDE = "results.md", "results"  # the page, and the folder for its figures and runs where it is of several
 WAYS = {DEFAULT: "default settings", SYNTHETIC: "tuned on synthetic anomalies", ORACLE: "tuned on the test set"}
@@ -32,7 +34,21 @@ SMALL = 60_000  # bytes of a figure on a page about several folders
 SHRINK = 0.9  # step in which such a figure shrinks
 GREYS, COLOURS, COLOURED = 8, 32, 24  # how many it has, and the difference of its channels from which a pixel has one
 DRAWN = 20_000  # pixels that its colours are chosen from
+AGAIN = "run it again"
 _FIGURE = re.compile(r"!\[(.*)\]\((.+)\)\n")
+
+
+class _Protocol(Facts, extra="ignore"):
+    dataset: str
+    tuning: Literal["default", "synthetic", "oracle"]
+    command: str
+    machines: list[str]
+    time: Seconds
+
+
+class _Content(Facts, extra="ignore"):
+    protocol: _Protocol
+    runs: list[dict[str, Any]]
 
 
 def render(
@@ -90,7 +106,7 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
     `runs.jsonl` each run once, whatever the number of its experiments.
 
     Raises:
-      InputError: a folder holds no experiment, or none that is finished.
+      InputError: a folder holds no experiment, or none that is finished, or one of its files is damaged.
     """
     contents, sections = [], []
     machines: set[str] = set()
@@ -102,20 +118,16 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
         if not finished:
             raise InputError("holds no finished experiment", where=folder, hint="run it again, or merge its shares")
         for made in finished:
-            try:
-                content = json.loads((folder / f"{made.name}.json").read_text("utf-8"))
-                facts, runs_of = content["protocol"], [dict(run) for run in content["runs"]]
-                machines |= {*facts["machines"]}
-                title = f"{made.section}, {facts['dataset']}, {WAYS[facts['tuning']]}"
-                anchor = f"{made.name}-{number + 1}"
-                contents.append([f"[{title}](#{anchor})", f"`{facts['command']}`", f"{facts['time']:.0f}"])
-            except (OSError, KeyError, TypeError, ValueError) as error:
-                where = folder / f"{made.name}.json"
-                raise InputError(f"cannot be used ({error})", where=where, hint="run it again") from error
-            _, _, text = (folder / f"{made.name}.md").read_text("utf-8").partition("\n")
+            content = _content(folder / f"{made.name}.json")
+            facts = content.protocol
+            machines |= {*facts.machines}
+            title = f"{made.section}, {facts.dataset}, {WAYS[facts.tuning]}"
+            anchor = f"{made.name}-{number + 1}"
+            contents.append([f"[{title}](#{anchor})", f"`{facts.command}`", f"{facts.time:.0f}"])
+            _, _, text = _text(folder / f"{made.name}.md").partition("\n")
             if not own:
                 text = _FIGURE.sub(lambda link, folder=folder: _copied(link[1], folder / link[2], out), text)
-                for run in runs_of:
+                for run in content.runs:
                     runs.setdefault(json.dumps(run, sort_keys=True), []).append(f"{folder.name}/{made.name}")
             sections.append(f'<a id="{anchor}"></a>\n\n## {title}\n{text}')
     head = markdown(["", "command", "seconds of fits, tuning and solves"], contents)
@@ -129,18 +141,39 @@ def write_results(folders: Sequence[Path], out: Path) -> Path:
     return out / PAGE
 
 
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=path, hint=AGAIN) from error
+    except ValueError as error:
+        raise InputError(f"is no UTF-8 ({error})", where=path, hint=AGAIN) from error
+
+
+def _content(path: Path) -> _Content:
+    """What NAME.json says, as far as the page shows it."""
+    text = _text(path)
+    try:
+        facts = json.loads(text)
+    except (RecursionError, ValueError) as error:
+        raise InputError(f"is no JSON ({error})", where=path, hint=AGAIN) from error
+    return read_facts(_Content, facts, kind="results", where=path, hint=AGAIN)
+
+
 def _copied(title: str, figure: Path, out: Path) -> str:
     """The link to a small copy of a figure; nothing where there is none."""
     if not figure.is_file():
         return ""
     name = f"{figure.parent.resolve().name}-{figure.name}"
-    write_bytes(make_folder(out / BESIDE) / name, small_png(figure.read_bytes()))
+    with opened(figure) as decoded:
+        picture = decoded.picture.convert("RGB")
+    write_bytes(make_folder(out / BESIDE) / name, small_png(picture))
     return f"![{title}]({BESIDE}/{name})\n"
 
 
-def small_png(data: bytes) -> bytes:
-    """A figure with few colours, and so few pixels that it takes at most `SMALL` bytes."""
-    whole, scale = Image.open(io.BytesIO(data)).convert("RGB"), 1.0
+def small_png(whole: Image.Image) -> bytes:
+    """A figure, RGB, with few colours, and so few pixels that it takes at most `SMALL` bytes."""
+    scale = 1.0
     while True:
         picture = whole.resize((round(scale * whole.width), round(scale * whole.height)), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()

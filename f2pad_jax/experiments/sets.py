@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -143,8 +144,13 @@ def _resize_category(source: Path, target: Path, *, images: int) -> None:
     good = [case for case in category.test if case.good]
     defects = [case for case in category.test if not case.good]
     cases = [*stratified(defects, images), *stratified(good, images)]
+    uses = Counter((case.defect, case.path.stem) for case in cases)
+
+    def name(case: TestImage) -> str:
+        return case.path.stem if uses[case.defect, case.path.stem] == 1 else case.id.removeprefix(f"{case.defect}/")
+
     with new_folder(target) as folder:
-        tests = ((case.defect, case.path.stem, *read_test(case, SIZE)) for case in cases)
+        tests = ((case.defect, name(case), *read_test(case, SIZE)) for case in cases)
         write_category(folder, (read_image(path, SIZE) for path in category.train), tests)
 
 
