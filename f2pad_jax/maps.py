@@ -138,11 +138,20 @@ def calibrate(model: Model, normal_maps: Sequence[np.ndarray]) -> Model:
       InputError: too few maps, no such arrays, or maps that tell nothing, such as masks.
     """
     check_whole(model)
-    if len(normal_maps) < FEWEST:
-        raise InputError(f"{len(normal_maps)} maps of normal pictures are too few", hint=f"give at least {FEWEST}")
+    check_count(normal_maps)
     inside = np.ones(model.seen, bool) if model.inside is None else model.inside[0]
     brought = [foreign_scores(check_map(values), model.seen)[inside] for values in normal_maps]
     return replace(model, units=units_of(brought))
+
+
+def check_count(normal_maps: Sequence[np.ndarray]) -> None:
+    """Makes sure that there are maps enough for `calibrate`.
+
+    Raises:
+      InputError: there are not.
+    """
+    if len(normal_maps) < FEWEST:
+        raise InputError(f"{len(normal_maps)} maps of normal pictures are too few", hint=f"give at least {FEWEST}")
 
 
 def check_whole(model: Model) -> None:

@@ -24,6 +24,7 @@ from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
+from f2pad_jax.export import EXPORTERS
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model
@@ -519,15 +520,21 @@ MISUSES = {
     f"segment model {TEST} --out {TEST}": "name another folder",
     f"segment model {TEST} --out model": "folder of a model",
     f"segment model {TEST} --out set/manifest.json": "cannot be made",
+    f"segment model {TEST} --out model/results": "model: is the folder of a model; name a place outside of it",
+    f"segment model {TEST} --workers 2": "--workers goes with --ray",
     "segment model set": "holds no pictures",
     "evaluate model nowhere": "no such folder",
     "evaluate model set/brick --out model": "folder of a model",
+    "evaluate model set/brick --out model/deep/results": "folder of a model",
     "evaluate model set/brick --layout btad": "is not of layout btad",
     "synthesize nowhere": "no such folder",
     "synthesize set/brick --count 10": "cannot be made",
     "synthesize set/brick --count 2 --out set": "exists already",
     "synthesize set/brick --count 2 --masks nowhere": "no such folder",
     "synthesize textures --structural": "--structural",
+    "synthesize textures --out model/set": "folder of a model",
+    "report set --out model/report.html": "folder of a model",
+    "experiment kinds --out model/results": "folder of a model",
     "demo --detector magic": "magic",
     "weights import vgg set/manifest.json": "vgg",
     "weights import resnet18 nowhere.pth": "nowhere.pth",
@@ -539,6 +546,36 @@ MISUSES = {
 @pytest.mark.parametrize("command", MISUSES)
 def test_misuse_is_one_line_and_leaves_nothing(work: Path, command: str, capsys: pytest.CaptureFixture) -> None:
     _fails(work, command, MISUSES[command], capsys)
+
+
+# commands that would lose their work at the end, and what their error names
+VAIN = {
+    "fit set/brick {fit} --out set/manifest.json/model": "cannot be written (Not a directory)",
+    "fit set/brick {fit} --out model/other": "folder of a model",
+    f"fit set/brick {{fit}} --maps {TRUTH}": "2 maps of normal pictures are too few",
+    "tune model set/brick --out model/tuned": "folder of a model",
+    "export model --out nowhere/model.stablehlo": "nowhere: no such folder",
+    "export model --out model/model.stablehlo": "folder of a model",
+    "export model --out set.stablehlo": "it is no file",
+}
+
+
+@pytest.mark.parametrize("command", VAIN)
+def test_work_that_would_be_lost_is_not_begun(
+    work: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("fit", "tune"):
+        monkeypatch.setattr(making, name, lambda *_, **__: pytest.fail("worked in vain"))
+    monkeypatch.setitem(EXPORTERS, ".stablehlo", lambda *_: pytest.fail("worked in vain"))
+    (work / "set.stablehlo").mkdir()
+    _fails(work, command, VAIN[command], capsys)
+
+
+def test_a_model_is_not_damaged_by_what_a_file_browser_leaves(work: Path, capsys: pytest.CaptureFixture) -> None:
+    (work / "model/.DS_Store").touch()
+    load_model("model")
+    (work / "model/notes.txt").touch()
+    _fails(work, COMMANDS["segment"], "model/notes.txt: does not belong there; remove it", capsys)
 
 
 # what is spoiled, how, the command that meets it, and what its error names

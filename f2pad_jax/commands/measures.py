@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
+from f2pad_jax.checkpoint import check_outside
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.layouts import open_category
@@ -99,6 +100,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
     def fail(line: str) -> None:
         complain(InputError(line))
 
+    check_outside(arguments.out)
     if arguments.name in ("merge", "results") and not arguments.parts:
         raise InputError("no folder was named", where=arguments.name, hint="name the --out folders of earlier runs")
     if arguments.name == "merge":

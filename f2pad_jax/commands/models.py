@@ -24,7 +24,7 @@ from f2pad_jax.evaluation import (
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
 from f2pad_jax.interest import read_roi
-from f2pad_jax.maps import calibrate, list_maps, read_map
+from f2pad_jax.maps import calibrate, check_count, list_maps, read_map
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.procedure import Procedure, paper_settings
@@ -66,8 +66,10 @@ def run_fit(arguments: argparse.Namespace) -> int:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (side, side)
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
-    if normal_maps and arguments.windows is not None:
-        raise InputError("--windows does not go with --maps", hint="leave one of them out")
+    if normal_maps:
+        if arguments.windows is not None:
+            raise InputError("--windows does not go with --maps", hint="leave one of them out")
+        check_count(normal_maps)
     if arguments.memory is not None:
         count = len(paths) if arguments.windows is None else max(len(paths), FITTED)
         check_fit(extractor, count, shape, seen, arguments.memory)
