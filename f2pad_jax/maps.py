@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -121,6 +122,18 @@ def map_of(maps: Mapping[str, Path], picture: Path) -> Path:
     if picture.stem not in maps:
         raise InputError("there is no score map of its name", where=picture, hint="save one with the picture's stem")
     return maps[picture.stem]
+
+
+def check_stems(pictures: Sequence[Path]) -> None:
+    """Makes sure that no two pictures would have one map.
+
+    Raises:
+      InputError: two share a stem.
+    """
+    stem, uses = Counter(path.stem for path in pictures).most_common(1)[0]
+    if uses > 1:
+        hint = "segment one folder at a time"
+        raise InputError(f"{uses} pictures are called {stem}, and score maps are found by this name", hint=hint)
 
 
 def calibrate(model: Model, normal_maps: Sequence[np.ndarray]) -> Model:

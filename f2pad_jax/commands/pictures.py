@@ -14,8 +14,8 @@ from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.folders import list_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
-from f2pad_jax.interest import digest_of, read_roi
-from f2pad_jax.maps import check_units, list_maps
+from f2pad_jax.interest import brought, digest_of, read_roi
+from f2pad_jax.maps import check_stems, check_units, list_maps
 from f2pad_jax.model_file import load_model
 from f2pad_jax.output import owned
 from f2pad_jax.picture_files import segment_files
@@ -66,6 +66,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     if arguments.roi is not None:
         model = replace(model, roi=read_roi(arguments.roi))
+        if not model.windowed:
+            brought(model.roi, model.shape)  # whose error is the same for all pictures
     options = {"smallest_defect": arguments.smallest_defect}
     if arguments.maps is None:
         options["grow"] = arguments.grow
@@ -73,6 +75,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     else:
         check_units(model)
+        check_stems(paths)
     limit = None if arguments.memory is None else budget(model, arguments.memory)
     if limit is not None:
         limit.check(model.shape)
