@@ -20,10 +20,12 @@ from test_layouts import COPIES
 import f2pad_jax
 from f2pad_jax import commands, evaluation, picture_jobs, segmentation
 from f2pad_jax.cli import main
+from f2pad_jax.commands import measures
 from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
+from f2pad_jax.errors import InputError
 from f2pad_jax.export import EXPORTERS
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import iou
@@ -31,6 +33,7 @@ from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.output import owned
 from f2pad_jax.picture_files import output_stems
 from f2pad_jax.preparing import Place, begin, find_region
 from f2pad_jax.procedure import paper_settings
@@ -219,6 +222,37 @@ def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None,
     assert main(["evaluate", "model", "set/brick", "--out", "tuned"]) == 2
     assert "has no masks, and its test pictures are all defective; add the other kind" in capsys.readouterr().err
     assert not (work / "tuned").exists()
+
+
+def test_panels_of_any_names_are_told_apart(
+    work: Path, found: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Names that are one with "_" in place of "/", or too long with the category before them; a name like markup."""
+    shutil.rmtree(work / "set/brick/ground_truth")
+    category, names = (
+        (work / "set/brick").rename(work / "set/part[old]"),
+        ["a/b_c", "a_b/c", f"a/{'x' * 230}", "good/0"],
+    )
+    picture = (category / "test/color/000.png").rename(work / "picture.png")
+    shutil.rmtree(category / "test")
+    for name in names:
+        (category / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, category / "test" / f"{name}.png")
+    shutil.copy(category / "train/good/000.png", category / "test/good/0.png")
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(InputError, match="writes there"), owned(work / "out"):
+            pass
+        return evaluation.evaluate_images(*arguments, **options)
+
+    monkeypatch.setattr(measures, "evaluate_images", measured)
+    assert main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"]) == 0
+    assert "part[old], patchcore: no masks; image AUROC" in capsys.readouterr().out
+    assert len(list((work / "out/panels").iterdir())) == len(names)
+    monkeypatch.setattr(measures, "_draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out2"])
+    assert (work / "out2/metrics.json").is_file()
 
 
 def test_pictures_of_cameras_through_the_command_line(
