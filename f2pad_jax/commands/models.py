@@ -18,9 +18,7 @@ from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_images, load_tests
 from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
 from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import (
-    plain_settings,
-)
+from f2pad_jax.evaluation import check_masks, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
 from f2pad_jax.interest import read_roi
@@ -153,11 +151,13 @@ def run_tune(arguments: argparse.Namespace) -> int:
         images, masks, _, failures = load_tests(category.test, model.shape, white_level=model.white_level)
         if failures:
             raise failures[0][1]
+        check_masks(masks, arguments.dataset)
         oracle = (images, masks)
     tuned = tune(model, seed=arguments.seed, oracle=oracle)
     save_model(tuned, arguments.out)
     chosen = {name: plain_settings(tuned)[name] for name in ("alpha1", "beta0", "components")}
-    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {chosen}")
+    how = "not tuned" if tuned.tuned_on == "default" else f"tuned on {tuned.tuned_on}"
+    print(f"{arguments.out}: {how}, {chosen}")
     return DONE
 
 
