@@ -176,6 +176,15 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_closed_streams_are_no_error() -> None:
+    command = 'exec "$0" -m f2pad_jax weights list'
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {closed}", sys.executable], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == (closed == "2>&-")
+
+
 def test_without_a_home_there_is_no_cache_and_no_stray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("F2PAD_CACHE", "JAX_COMPILATION_CACHE_DIR"):
