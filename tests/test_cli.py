@@ -229,10 +229,8 @@ def test_panels_of_any_names_are_told_apart(
 ) -> None:
     """Names that are one with "_" in place of "/", or too long with the category before them; a name like markup."""
     shutil.rmtree(work / "set/brick/ground_truth")
-    category, names = (
-        (work / "set/brick").rename(work / "set/part[old]"),
-        ["a/b_c", "a_b/c", f"a/{'x' * 230}", "good/0"],
-    )
+    category = (work / "set/brick").rename(work / "set/part[old]")
+    names = ["a/b_c", "a_b/c", f"a/{'x' * 230}", "good/0"]
     picture = (category / "test/color/000.png").rename(work / "picture.png")
     shutil.rmtree(category / "test")
     for name in names:
@@ -249,10 +247,11 @@ def test_panels_of_any_names_are_told_apart(
     assert main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"]) == 0
     assert "part[old], patchcore: no masks; image AUROC" in capsys.readouterr().out
     assert len(list((work / "out/panels").iterdir())) == len(names)
+    (work / "out/metrics.json").unlink()
     monkeypatch.setattr(measures, "_draw", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out2"])
-    assert (work / "out2/metrics.json").is_file()
+        main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"])
+    assert (work / "out/metrics.json").is_file()
 
 
 def test_pictures_of_cameras_through_the_command_line(
@@ -479,6 +478,19 @@ def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture, monkeypat
     assert "resnet18" not in text
 
 
+def test_a_device_that_is_not_there_is_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def devices() -> None:
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1"):
+        _fails(work, command, "JAX_PLATFORMS=cuda: JAX finds no device (AssertionError); name what is there", capsys)
+    assert main(["weights", "list"]) == 0
+
+
 def test_an_interruption_is_one_line(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -632,6 +644,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "image without mask": (f"{TRUTH}/001_mask.png", Path.unlink, "evaluate", "has no mask"),
     "no test pictures": ("set/brick", _drop_tests, "evaluate", "has no test pictures"),
     "no defect": (TRUTH, _clear_masks, "evaluate", "one kind of pixel only"),
+    "no defect to tune on": (TRUTH, _clear_masks, "tune", "one kind of pixel only"),
     "flipped bit": ("model", lambda path: _flip(_largest(path)), "segment", "damaged model"),
     "flipped bit in the facts": ("model/model.json", _flip, "segment", "damaged model"),
     "lost file": ("model", lambda path: _largest(path).unlink(), "segment", "is missing"),
@@ -639,6 +652,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
 COMMANDS = {
     "fit": "fit set/brick {fit}",
     "evaluate": "evaluate model set/brick",
+    "tune": "tune model set/brick --oracle",
     "segment": f"segment model {TEST}",
 }
 

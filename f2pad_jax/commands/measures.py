@@ -32,6 +32,7 @@ from f2pad_jax.model_file import load_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
 from f2pad_jax.picture_files import flat_stems
 from f2pad_jax.picture_jobs import panel_row
+from f2pad_jax.startup import check_devices
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
 
@@ -111,6 +112,8 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         return DONE
     if arguments.parts:
         raise InputError("takes no folders", where=arguments.name, hint="give MVTec AD with --data")
+    if arguments.jobs == 1:
+        check_devices()
     request = Request(
         arguments.name,
         arguments.data,
