@@ -65,9 +65,10 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     if arguments.roi is not None:
-        model = replace(model, roi=read_roi(arguments.roi))
+        roi = read_roi(arguments.roi)
+        model = replace(model, roi=roi)
         if not model.windowed:
-            brought(model.roi, model.shape)  # whose error is the same for all pictures
+            brought(roi, model.shape)  # whose error is the same for all pictures
     options = {"smallest_defect": arguments.smallest_defect}
     if arguments.maps is None:
         options["grow"] = arguments.grow
