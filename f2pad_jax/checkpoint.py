@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import replaced, sweep
+from f2pad_jax.output import check_movable, check_writable, replaced, sweep
 
 Tree = Mapping[str, Any]  # nested dicts of arrays; keys without "/"
 
@@ -144,14 +144,29 @@ def seal(folder: Path) -> str:
 
 
 def check_target(folder: Path, *, kind: str) -> None:
-    """Makes sure that `save_arrays` would destroy nothing but a checkpoint of the same kind.
+    """Makes sure that `save_arrays` can write there, and would destroy nothing but a checkpoint of the same kind.
 
     Raises:
-      InputError: the folder exists, is not empty and is something else.
+      InputError: the folder exists, is not empty and is something else, lies in a checkpoint, or cannot be made.
     """
     empty = folder.is_dir() and not any(folder.iterdir())
     if folder.exists() and not empty and not is_checkpoint(folder, kind=kind):
         raise InputError(f"exists already and is no {kind}", where=folder, hint="name a new folder")
+    check_outside(folder.parent)
+    check_movable(folder)
+    check_writable(folder)
+
+
+def check_outside(folder: Path) -> None:
+    """Makes sure that what is written to a folder does not spoil a checkpoint, whose files are all listed.
+
+    Raises:
+      InputError: the folder is a checkpoint of whatever kind, or lies in one.
+    """
+    whole = Path(os.path.realpath(folder))
+    for place in (whole, *whole.parents):
+        if (place / SUMS).is_file() and (place / ARRAYS).is_dir():
+            raise InputError("is the folder of a model", where=place, hint="name a place outside of it")
 
 
 def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
@@ -160,9 +175,12 @@ def _verified_head(folder: Path, kind: str, version: int) -> dict[str, Any]:
         digest, _, name = line.partition("  ")
         listed[name] = digest
     found = _digests(folder)
-    wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
-    if wrong:
-        raise ValueError(f"{wrong[0]} is not as it was written" if wrong[0] in found else f"{wrong[0]} is missing")
+    for name in sorted(found.keys() - listed.keys()):
+        if not Path(name).name.startswith("."):  # file browsers leave hidden files
+            raise InputError("does not belong there", where=folder / name, hint="remove it")
+    for name in sorted(listed):
+        if listed[name] != found.get(name):
+            raise ValueError(f"{name} is not as it was written" if name in found else f"{name} is missing")
     head = json.loads(_read(folder / f"{kind}.json"))
     if head["format"] != f"f2pad_jax {kind}":
         raise ValueError(f"its format is {head['format']!r}")

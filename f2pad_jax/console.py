@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import io
+import os
 import sys
 import warnings
 from collections.abc import Iterator
@@ -26,8 +27,11 @@ def plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def prepare_console() -> None:
-    """Makes standard output and error write whatever they are given."""
+    """Makes standard output and error write whatever they are given, to nowhere where they were closed."""
     codecs.register_error(HANDLER, plain)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)

@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from f2pad_jax.checkpoint import check_outside
 from f2pad_jax.errors import InputError
 from f2pad_jax.model import Model
-from f2pad_jax.output import write_bytes
+from f2pad_jax.output import check_file, write_bytes
 from f2pad_jax.pretrained import save_pretrained
 from f2pad_jax.traced import refine_one, score_one
 
@@ -80,4 +81,7 @@ def export(model: Model, path: Path) -> None:
     if path.suffix not in EXPORTERS:
         endings = ", ".join(filter(None, EXPORTERS))
         raise InputError("is of no known form", where=path, hint=f"end it in {endings}, or in nothing for a folder")
+    check_outside(path.parent)
+    if path.suffix:
+        check_file(path)
     EXPORTERS[path.suffix](model, path)

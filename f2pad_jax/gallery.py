@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ SIDE = 256  # pixels of the longer side of what is shown
 QUALITY = 75  # of WebP
 OUTLINE = (0, 255, 90)
 AGAIN = "segment the pictures again"
+PAGES = (".html", ".htm")
 
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]  # in the folder itself
 
@@ -83,8 +85,11 @@ def write_report(results: Path, out: Path) -> int:
       How many pictures it shows.
 
     Raises:
-      InputError: no folder of results, a line or file of it is missing or damaged, or the page cannot be written.
+      InputError: no folder of results, a line or file of it is missing or damaged, or the page cannot be written, or
+        would take the place of a result.
     """
+    if out.suffix.casefold() not in PAGES and os.path.realpath(out.parent) == os.path.realpath(results):
+        raise InputError("may be one of the results", where=out, hint=f"end the page's name in {PAGES[0]}")
     lines = read_lines(results)
     environment = Environment(
         loader=PackageLoader("f2pad_jax"), autoescape=True, undefined=StrictUndefined, trim_blocks=True

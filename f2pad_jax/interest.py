@@ -45,6 +45,19 @@ def check_roi(roi: object, *, where: object = None) -> np.ndarray:
     return inside
 
 
+def brought(roi: np.ndarray, shape: Shape) -> np.ndarray:
+    """A region of interest, bool of any size, in pictures of a height and width, by nearest neighbour.
+
+    Raises:
+      InputError: nothing is left of it, so that nothing would be inspected.
+    """
+    inside = resize_mask(roi, shape)
+    if not inside.any():
+        what = f"nothing is left of the region of interest in {shape[1]} × {shape[0]} pixels"
+        raise InputError(what, hint="draw it thicker, or work on more pixels")
+    return inside
+
+
 def digest_of(roi: np.ndarray | None) -> str:
     """What tells one region of interest from another; empty where there is none."""
     return "" if roi is None else hashlib.sha256(repr(roi.shape).encode() + np.packbits(roi).tobytes()).hexdigest()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,18 @@ def map_of(maps: Mapping[str, Path], picture: Path) -> Path:
     return maps[picture.stem]
 
 
+def check_stems(pictures: Sequence[Path]) -> None:
+    """Makes sure that no two pictures would have one map.
+
+    Raises:
+      InputError: two share a stem.
+    """
+    stem, uses = Counter(path.stem for path in pictures).most_common(1)[0]
+    if uses > 1:
+        hint = "segment one folder at a time"
+        raise InputError(f"{uses} pictures are called {stem}, and score maps are found by this name", hint=hint)
+
+
 def calibrate(model: Model, normal_maps: Sequence[np.ndarray]) -> Model:
     """A model that knows the units of another detector's score maps.
 
@@ -138,11 +151,20 @@ def calibrate(model: Model, normal_maps: Sequence[np.ndarray]) -> Model:
       InputError: too few maps, no such arrays, or maps that tell nothing, such as masks.
     """
     check_whole(model)
-    if len(normal_maps) < FEWEST:
-        raise InputError(f"{len(normal_maps)} maps of normal pictures are too few", hint=f"give at least {FEWEST}")
+    check_count(normal_maps)
     inside = np.ones(model.seen, bool) if model.inside is None else model.inside[0]
     brought = [foreign_scores(check_map(values), model.seen)[inside] for values in normal_maps]
     return replace(model, units=units_of(brought))
+
+
+def check_count(normal_maps: Sequence[np.ndarray]) -> None:
+    """Makes sure that there are maps enough for `calibrate`.
+
+    Raises:
+      InputError: there are not.
+    """
+    if len(normal_maps) < FEWEST:
+        raise InputError(f"{len(normal_maps)} maps of normal pictures are too few", hint=f"give at least {FEWEST}")
 
 
 def check_whole(model: Model) -> None:

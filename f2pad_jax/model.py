@@ -14,10 +14,9 @@ import numpy as np
 from f2pad_jax.calibration import Limits, Units
 from f2pad_jax.core import Energy, Scales, Settings
 from f2pad_jax.core.energy import scored_stride
-from f2pad_jax.data.images import resize_mask
 from f2pad_jax.detectors import Detector
 from f2pad_jax.fills import Inpainter, Normals
-from f2pad_jax.interest import cells_inside, lowest_outside
+from f2pad_jax.interest import brought, cells_inside, lowest_outside
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.procedure import Procedure
 from f2pad_jax.reducing import Shape, scale_of
@@ -100,7 +99,7 @@ class Model:
         """The region of interest in pixels that the extractor sees, (h, w) bool, and of the picture, (H, W) bool."""
         if self.roi is None:
             return None
-        return cells_inside(self.roi, self.shape, self.seen), resize_mask(self.roi, self.shape)
+        return cells_inside(self.roi, self.shape, self.seen), brought(self.roi, self.shape)
 
     def scored(self, scores: Any) -> Any:
         """Scores (h, w), of NumPy or JAX, with the lowest of them outside the region of interest."""

@@ -32,9 +32,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     path = Path(path)
     temporary = temporary_name(path.parent)
     try:
-        # a pipe would be replaced without a word, and /dev/stdout of a redirected command as well
-        if path.exists() and not (path.is_file() and path.parent.resolve() != DEVICES):
-            raise InputError("cannot be written (it is no file)", where=path, hint="name a new file")
+        _check_kind(path)
         temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
@@ -44,6 +42,50 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def check_file(path: Path) -> None:
+    """Makes sure that `write_bytes` can write a file, before there is work to lose.
+
+    Raises:
+      InputError: as for `write_bytes`, or its folder is missing.
+    """
+    _check_kind(path)
+    if not path.parent.is_dir():
+        raise InputError("no such folder", where=path.parent, hint="make it first")
+    check_writable(path)
+
+
+def _check_kind(path: Path) -> None:
+    # a pipe would be replaced without a word, and /dev/stdout of a redirected command as well
+    if path.exists() and not (path.is_file() and path.parent.resolve() != DEVICES):
+        raise InputError("cannot be written (it is no file)", where=path, hint="name a new file")
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure that a file or folder can be made, as far as the folder above shows that is there already.
+
+    Raises:
+      InputError: nothing can be made there.
+    """
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    probe = temporary_name(parent)
+    try:
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise InputError(f"cannot be written ({error.strerror})", where=path) from error
+
+
+def check_movable(folder: Path) -> None:
+    """Makes sure that another folder can take the place of one, where it exists.
+
+    Raises:
+      InputError: it is the current folder, or a disk is mounted there.
+    """
+    if folder.is_dir() and (os.path.ismount(folder) or folder.samefile(os.curdir)):
+        what = "cannot be replaced (it is the current folder, or one where a disk is mounted)"
+        raise InputError(what, where=folder, hint="name a new folder in it")
+
+
 @contextmanager
 def replaced(folder: Path) -> Iterator[Path]:
     """A new folder to be filled under a temporary name, which takes the place of another in the end.
@@ -51,6 +93,7 @@ def replaced(folder: Path) -> Iterator[Path]:
     Raises:
       InputError: it cannot be written; then what was there stays.
     """
+    check_movable(folder)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = temporary_name(folder.parent)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from f2pad_jax.data.decoding import split_page
 from f2pad_jax.data.folders import RECORDS
 from f2pad_jax.defects import coco
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.output import append_line, json_line, write_bytes
 from f2pad_jax.picture_jobs import Facts, Finish, Job, Picture, key_of, segment_here
 
@@ -52,6 +52,9 @@ def segment_files(
 
     Raises:
       InputError: the folder holds some of the pictures, or cannot be written.
+
+    Warns:
+      InputWarning: there are earlier records that cannot be read.
     """
     out = job.out
     if any(split_page(path)[0].parent.resolve() == out.resolve() for path in paths):
@@ -86,23 +89,24 @@ def _done(job: Job, picture: Picture, earlier: dict[str, Facts]) -> Facts | None
 
 def _whole_records(out: Path) -> dict[str, Facts]:
     """The records of an earlier run whose files are all there, by the name of their picture; the last one counts."""
-    try:
-        texts = (out / RECORDS).read_text("utf-8").splitlines()
-    except (OSError, ValueError):
-        return {}
-    whole = {}
-    for text in texts:
-        with suppress(*SPOILED):
+    lines, whole, spoiled = out / RECORDS, {}, 0
+    for text in lines.read_bytes().splitlines() if lines.is_file() else ():
+        try:
             record = json.loads(text)
-            if isinstance(record, dict) and record.get("status", "failed") != "failed" and _has_files(record, out):
+            if record.get("status", "failed") != "failed" and _has_files(record, out):
                 coco([record])
                 whole[str(record.get("image"))] = record
+        except SPOILED:
+            spoiled += 1
+    if spoiled:
+        what = f"holds lines that cannot be read ({spoiled}); their pictures are segmented again"
+        warnings.warn(InputWarning(what, where=lines), stacklevel=3)
     return whole
 
 
 def _has_files(record: Facts, out: Path) -> bool:
     names = [record.get(kind) for kind in FILES]
-    return all(isinstance(name, str) and (out / name).is_file() for name in names)
+    return all(isinstance(name, str) and os.path.isfile(out / name) for name in names)
 
 
 def output_stems(paths: Sequence[Path]) -> list[str]:
@@ -119,14 +123,21 @@ def output_stems(paths: Sequence[Path]) -> list[str]:
             numbered = (f"{full}_{number}" for number in range(2, len(paths) + 2))
             stem = next(name for name in (longer, full, *numbered) if name.casefold() not in taken)
             taken.add(stem.casefold())
-        stems.append(_short(stem, path))
+        stems.append(stem if len(os.fsencode(stem)) <= LONGEST else _short(stem, str(path.absolute())))
     return stems
 
 
-def _short(stem: str, path: Path) -> str:
-    """A stem with which names of files are not longer than file systems allow, told apart by a digest of the path."""
-    raw = os.fsencode(stem)
-    if len(raw) <= LONGEST:
-        return stem
-    digest = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:8]
-    return f"{raw[: LONGEST - 9].decode('utf-8', 'ignore')}_{digest}"
+def flat_stems(names: Sequence[str]) -> list[str]:
+    """A stem of a file for each of these names, which differ and may hold slashes."""
+    stems = [name.replace("/", "_") for name in names]
+    uses = Counter(stem.casefold() for stem in stems)
+    return [
+        stem if uses[stem.casefold()] == 1 and len(os.fsencode(stem)) <= LONGEST else _short(stem, name)
+        for stem, name in zip(stems, names, strict=True)
+    ]
+
+
+def _short(stem: str, name: str) -> str:
+    """A stem with which names of files are not longer than file systems allow, told apart by a digest of the name."""
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:8]
+    return f"{os.fsencode(stem)[: LONGEST - 9].decode('utf-8', 'ignore')}_{digest}"

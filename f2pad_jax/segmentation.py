@@ -19,7 +19,7 @@ from f2pad_jax.data.arrays import as_pictures
 from f2pad_jax.data.images import resize_image, resize_map, resize_mask
 from f2pad_jax.defects import Defect, find_defects
 from f2pad_jax.grouping import budget, groups
-from f2pad_jax.interest import check_roi, lowest_outside
+from f2pad_jax.interest import brought, check_roi, lowest_outside
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome, find_outcomes, refined_map
 from f2pad_jax.preparing import Start, locate, plan
@@ -147,8 +147,8 @@ def segment(
       A `Segmentation` of a picture, or a list of them.
 
     Raises:
-      InputError: no such pictures, they do not fit into `memory`, or the region of interest is empty; a KindError,
-        which is a TypeError as well, where pictures are of another kind.
+      InputError: no such pictures, they do not fit into `memory`, or nothing is left of the region of interest; a
+        KindError, which is a TypeError as well, where pictures are of another kind.
 
     Examples:
       >>> result = segment(model, image)  # doctest: +SKIP
@@ -322,7 +322,7 @@ def restrict(
       smallest: pixels that a piece of the mask has at least.
     """
     mask, initial, scores = result.mask, result.initial_mask, result.score_map
-    inside = None if roi is None else resize_mask(roi, mask.shape)
+    inside = None if roi is None else brought(roi, (mask.shape[0], mask.shape[1]))
     if inside is not None:
         mask, initial, scores = mask & inside, initial & inside, lowest_outside(scores, inside)
     if smallest > 1:

@@ -33,6 +33,22 @@ def prepare_jax() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 
+def check_devices() -> None:
+    """Makes sure that JAX can compute, which it does not say before it is asked to.
+
+    Raises:
+      InputError: it finds none of the devices that it was told to use.
+    """
+    import jax  # after `prepare_jax`
+
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # a bare AssertionError where CUDA has no GPU
+        what = f"JAX finds no device ({str(error) or type(error).__name__})"
+        where = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise InputError(what, where=where, hint="name what is there, such as cpu, or unset it") from error
+
+
 def compile_cache() -> Path:
     """The folder of code compiled by this version of JAX for this processor, in the user's cache folder."""
     parts = [version(name) for name in ("jax", "jaxlib")] + [platform.machine(), _processor()]

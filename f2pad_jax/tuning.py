@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -97,10 +98,14 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
         The model is then marked "oracle".
 
     Returns:
-      The model with the best settings; those it came with stay where none is clearly better.
+      The model with the best settings; those it came with stay where none is clearly better. The model itself where no
+      picture can tell settings apart.
 
     Raises:
       InputError: test pictures were given for a model of windows, or the model's own pictures were left out.
+
+    Warns:
+      UserWarning: no picture can tell settings apart.
     """
     if not len(model.held_out):
         raise InputError("the model holds no pictures to tune on", hint="tune it before they are left out")
@@ -120,7 +125,11 @@ def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] |
     # The paper takes the best on the test set, by however little.
     wins = better if oracle is None else lambda found, than: found.mean() > than.mean()
     best, (highest,) = model, reach([model], slice(None))
-    for own, values, change in axes if len(highest) else ():
+    if not len(highest):
+        kind = "synthetic" if oracle is None else "test"
+        warnings.warn(f"no {kind} picture with a defect reaches the threshold: nothing was tuned", stacklevel=2)
+        return model
+    for own, values, change in axes:
         others = [change(best, value) for value in values if value != own(best)]
         for candidate, reached in race(reach, others, highest):
             if wins(reached, highest):

@@ -16,6 +16,7 @@ import numpy as np
 from f2pad_jax.boxes import Box
 from f2pad_jax.data.images import read_image, resize_mask
 from f2pad_jax.errors import InputError
+from f2pad_jax.interest import brought
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import refined_map
 from f2pad_jax.reducing import Shape
@@ -138,9 +139,9 @@ def segment_windows(model: Model, image: np.ndarray, *, grow: bool = False) -> S
     whole = padded(image, model.shape)
     shape = whole.shape[0], whole.shape[1]
     boxes, inside = windows_of(shape, model.shape), np.zeros(shape, bool)
-    inside[: image.shape[0], : image.shape[1]] = True if model.roi is None else resize_mask(model.roi, image.shape[:2])
+    inside[: image.shape[0], : image.shape[1]] = True if model.roi is None else brought(model.roi, image.shape[:2])
     inspected = [box for box in boxes if box.cut(inside).any()]
-    single = of_one_window(model, max(len(inspected), 1))
+    single = of_one_window(model, len(inspected))
     normal, (mask, initial) = whole.copy(), np.zeros((2, *shape), bool)
     scores, weights = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     residual, iterations, status = 0.0, 0, 0

@@ -20,16 +20,20 @@ from test_layouts import COPIES
 import f2pad_jax
 from f2pad_jax import commands, evaluation, picture_jobs, segmentation
 from f2pad_jax.cli import main, parser
+from f2pad_jax.commands import measures
 from f2pad_jax.commands import models as making
 from f2pad_jax.data.images import read_image, read_mask, write_png
 from f2pad_jax.data.textures import make_textures
 from f2pad_jax.detectors import CFlow, PaDiM, cflow, cflow_training
+from f2pad_jax.errors import InputError
+from f2pad_jax.export import EXPORTERS
 from f2pad_jax.growing import let_grow
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks import flow
 from f2pad_jax.networks.flow import FlowSpec
+from f2pad_jax.output import owned
 from f2pad_jax.picture_files import output_stems
 from f2pad_jax.preparing import Place, begin, find_region
 from f2pad_jax.procedure import paper_settings
@@ -218,6 +222,36 @@ def test_evaluate_without_masks_measures_whole_pictures(work: Path, found: None,
     assert main(["evaluate", "model", "set/brick", "--out", "tuned"]) == 2
     assert "has no masks, and its test pictures are all defective; add the other kind" in capsys.readouterr().err
     assert not (work / "tuned").exists()
+
+
+def test_panels_of_any_names_are_told_apart(
+    work: Path, found: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Names that are one with "_" in place of "/", or too long with the category before them; a name like markup."""
+    shutil.rmtree(work / "set/brick/ground_truth")
+    category = (work / "set/brick").rename(work / "set/part[old]")
+    names = ["a/b_c", "a_b/c", f"a/{'x' * 230}", "good/0"]
+    picture = (category / "test/color/000.png").rename(work / "picture.png")
+    shutil.rmtree(category / "test")
+    for name in names:
+        (category / "test" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, category / "test" / f"{name}.png")
+    shutil.copy(category / "train/good/000.png", category / "test/good/0.png")
+
+    def measured(*arguments: Any, **options: Any) -> Any:
+        with pytest.raises(InputError, match="writes there"), owned(work / "out"):
+            pass
+        return evaluation.evaluate_images(*arguments, **options)
+
+    monkeypatch.setattr(measures, "evaluate_images", measured)
+    assert main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"]) == 0
+    assert "part[old], patchcore: no masks; image AUROC" in capsys.readouterr().out
+    assert len(list((work / "out/panels").iterdir())) == len(names)
+    (work / "out/metrics.json").unlink()
+    monkeypatch.setattr(measures, "_draw", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"])
+    assert (work / "out/metrics.json").is_file()
 
 
 def test_pictures_of_cameras_through_the_command_line(
@@ -444,6 +478,19 @@ def test_weights_are_listed(work: Path, capsys: pytest.CaptureFixture, monkeypat
     assert "resnet18" not in text
 
 
+def test_a_device_that_is_not_there_is_one_line(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def devices() -> None:
+        raise AssertionError
+
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(jax, "devices", devices)
+    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1"):
+        _fails(work, command, "JAX_PLATFORMS=cuda: JAX finds no device (AssertionError); name what is there", capsys)
+    assert main(["weights", "list"]) == 0
+
+
 def test_an_interruption_is_one_line(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -519,15 +566,21 @@ MISUSES = {
     f"segment model {TEST} --out {TEST}": "name another folder",
     f"segment model {TEST} --out model": "folder of a model",
     f"segment model {TEST} --out set/manifest.json": "cannot be made",
+    f"segment model {TEST} --out model/results": "model: is the folder of a model; name a place outside of it",
+    f"segment model {TEST} --workers 2": "--workers goes with --ray",
     "segment model set": "holds no pictures",
     "evaluate model nowhere": "no such folder",
     "evaluate model set/brick --out model": "folder of a model",
+    "evaluate model set/brick --out model/deep/results": "folder of a model",
     "evaluate model set/brick --layout btad": "is not of layout btad",
     "synthesize nowhere": "no such folder",
     "synthesize set/brick --count 10": "cannot be made",
     "synthesize set/brick --count 2 --out set": "exists already",
     "synthesize set/brick --count 2 --masks nowhere": "no such folder",
     "synthesize textures --structural": "--structural",
+    "synthesize textures --out model/set": "folder of a model",
+    "report set --out model/report.html": "folder of a model",
+    "experiment kinds --out model/results": "folder of a model",
     "demo --detector magic": "magic",
     "weights import vgg set/manifest.json": "vgg",
     "weights import resnet18 nowhere.pth": "nowhere.pth",
@@ -539,6 +592,36 @@ MISUSES = {
 @pytest.mark.parametrize("command", MISUSES)
 def test_misuse_is_one_line_and_leaves_nothing(work: Path, command: str, capsys: pytest.CaptureFixture) -> None:
     _fails(work, command, MISUSES[command], capsys)
+
+
+# commands that would lose their work at the end, and what their error names
+VAIN = {
+    "fit set/brick {fit} --out set/manifest.json/model": "cannot be written (Not a directory)",
+    "fit set/brick {fit} --out model/other": "folder of a model",
+    f"fit set/brick {{fit}} --maps {TRUTH}": "2 maps of normal pictures are too few",
+    "tune model set/brick --out model/tuned": "folder of a model",
+    "export model --out nowhere/model.stablehlo": "nowhere: no such folder",
+    "export model --out model/model.stablehlo": "folder of a model",
+    "export model --out set.stablehlo": "it is no file",
+}
+
+
+@pytest.mark.parametrize("command", VAIN)
+def test_work_that_would_be_lost_is_not_begun(
+    work: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    for name in ("fit", "tune"):
+        monkeypatch.setattr(making, name, lambda *_, **__: pytest.fail("worked in vain"))
+    monkeypatch.setitem(EXPORTERS, ".stablehlo", lambda *_: pytest.fail("worked in vain"))
+    (work / "set.stablehlo").mkdir()
+    _fails(work, command, VAIN[command], capsys)
+
+
+def test_a_model_is_not_damaged_by_what_a_file_browser_leaves(work: Path, capsys: pytest.CaptureFixture) -> None:
+    (work / "model/.DS_Store").touch()
+    load_model("model")
+    (work / "model/notes.txt").touch()
+    _fails(work, COMMANDS["segment"], "model/notes.txt: does not belong there; remove it", capsys)
 
 
 # what is spoiled, how, the command that meets it, and what its error names
@@ -561,6 +644,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
     "image without mask": (f"{TRUTH}/001_mask.png", Path.unlink, "evaluate", "has no mask"),
     "no test pictures": ("set/brick", _drop_tests, "evaluate", "has no test pictures"),
     "no defect": (TRUTH, _clear_masks, "evaluate", "one kind of pixel only"),
+    "no defect to tune on": (TRUTH, _clear_masks, "tune", "one kind of pixel only"),
     "flipped bit": ("model", lambda path: _flip(_largest(path)), "segment", "damaged model"),
     "flipped bit in the facts": ("model/model.json", _flip, "segment", "damaged model"),
     "lost file": ("model", lambda path: _largest(path).unlink(), "segment", "is missing"),
@@ -568,6 +652,7 @@ SPOILED: dict[str, tuple[str, Callable[[Path], object], str, str]] = {
 COMMANDS = {
     "fit": "fit set/brick {fit}",
     "evaluate": "evaluate model set/brick",
+    "tune": "tune model set/brick --oracle",
     "segment": f"segment model {TEST}",
 }
 

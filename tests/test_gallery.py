@@ -124,6 +124,13 @@ def test_a_page_has_one_row_a_picture_and_no_other_file(results: Path, tmp_path:
         assert np.abs(np.asarray(picture.convert("RGB"))[6, 12].astype(int) - [100, 0, 0]).max() < 40
 
 
+def test_a_page_replaces_no_result(results: Path, capsys: pytest.CaptureFixture) -> None:
+    lines = (results / "results.jsonl").read_bytes()
+    assert main(["report", str(results), "--out", str(results / "results.jsonl")]) == 2
+    assert "results.jsonl: may be one of the results; end the page's name in .html" in capsys.readouterr().err
+    assert (results / "results.jsonl").read_bytes() == lines
+
+
 def test_names_that_several_pictures_have_tell_the_folder(results: Path, tmp_path: Path) -> None:
     lines = (results / "results.jsonl").read_text("utf-8").splitlines()
     (results / "results.jsonl").write_text(

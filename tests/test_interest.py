@@ -22,7 +22,7 @@ from f2pad_jax.interest import cells_inside, check_roi, digest_of, read_roi
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.segmentation import Segmentation, segment
+from f2pad_jax.segmentation import Segmentation, restrict, segment
 from f2pad_jax.sights import look, smooth_map
 from f2pad_jax.windows import segment_windows, training_windows
 
@@ -131,8 +131,19 @@ def test_only_windows_of_interest_are_looked_at(tiny_model: Model, monkeypatch: 
     assert seen == [(tiny_model.procedure.false_alarms, 400)]
     np.testing.assert_array_equal(result.mask, (image[..., 0] > 128) & roi)
     np.testing.assert_allclose(result.score_map, np.where(roi, image[..., 0], 0), rtol=1e-5)
-    far = segment_windows(replace(tiny_model, windowed=True, roi=np.zeros((9, 9), bool)), image)
-    assert not far.mask.any()
+    with pytest.raises(InputError, match="nothing is left of the region of interest in 150 × 50 pixels"):
+        segment_windows(replace(tiny_model, windowed=True, roi=np.eye(1, 2000, 3, dtype=bool)), image)
+
+
+def test_a_region_that_vanishes_is_not_passed(tiny_model: Model, case: tuple[np.ndarray, np.ndarray]) -> None:
+    """A stripe of the full picture that no pixel of the model's, or of a smaller picture's, falls on."""
+    stripe = np.zeros((3000, 4000), bool)
+    stripe[:, 2001] = True
+    with pytest.raises(InputError, match="nothing is left of the region of interest in 64 × 64 pixels"):
+        segment(tiny_model, np.zeros((3000, 4000, 3), np.uint8), roi=stripe)
+    line = np.arange(SIDE) == np.full((SIDE, 1), 1)
+    with pytest.raises(InputError, match="nothing is left of the region of interest in 8 × 8 pixels"):
+        restrict(a_result(np.zeros((8, 8, 3), np.uint8), np.ones((8, 8), bool)), np.zeros((8, 8, 3)), roi=line)
 
 
 def test_training_windows_lie_around_the_region(tmp_path: Path) -> None:
@@ -164,7 +175,12 @@ def test_the_command_line_takes_masks_of_any_size(tmp_path: Path, capsys: pytest
     assert not mask[~_half(truth)].any()
     (record,) = map(json.loads, (tmp_path / "out/results.jsonl").read_text().splitlines())
     assert max(defect["box"][0] + defect["box"][2] for defect in record["defects"]) <= _half(truth)[0].sum()
+    write_png(tmp_path / "stripe.png", np.arange(4000) == np.full((3000, 1), 2001))
     capsys.readouterr()
+    assert main(["segment", model, picture, "--roi", str(tmp_path / "stripe.png"), "--out", f"{out}2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "nothing is left of the region of interest in 64 × 64 pixels" in line
+    assert not (tmp_path / "out2").exists()
     assert main(["segment", model, picture, "--roi", black, "--out", out]) == 2
     line = f"f2pad: error: {black}: the region of interest is empty; what is inspected has to be white\n"
     assert capsys.readouterr().err == line

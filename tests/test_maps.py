@@ -215,3 +215,8 @@ def test_the_command_line_calibrates_and_refines(tmp_path: Path, capsys: pytest.
     capsys.readouterr()
     assert main(["segment", model, picture, "--maps", own, "--grow", "--out", out]) == 2
     assert "--grow does not go with --maps" in capsys.readouterr().err
+    Path(other).rename(tmp_path / "pictures/000.png")
+    assert main(["segment", model, picture, str(tmp_path / "pictures"), "--maps", own, "--out", f"{out}2"]) == 2
+    line = "2 pictures are called 000, and score maps are found by this name; segment one folder at a time"
+    assert line in capsys.readouterr().err
+    assert not (tmp_path / "out2").exists()

@@ -122,7 +122,7 @@ def test_missing_and_added_files_are_found(saved: Path, tmp_path: Path) -> None:
         load_arrays(folder, kind="model", version=1)
     folder = Path(shutil.copytree(saved, tmp_path / "more"))
     (folder / "note.txt").write_text("x")
-    with pytest.raises(InputError, match=r"note\.txt is not as it was written"):
+    with pytest.raises(InputError, match=r"note\.txt: does not belong there; remove it"):
         load_arrays(folder, kind="model", version=1)
 
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 
 from f2pad_jax import cli, commands, doubts, output
-from f2pad_jax.checkpoint import load_arrays, save_arrays
+from f2pad_jax.checkpoint import check_target, load_arrays, save_arrays
 from f2pad_jax.data.folders import list_images, new_folder
 from f2pad_jax.data.images import read_image
 from f2pad_jax.errors import InputError
-from f2pad_jax.output import make_folder, owned, temporary_name, write_bytes
+from f2pad_jax.output import make_folder, owned, replaced, temporary_name, write_bytes
 from f2pad_jax.startup import prepare_jax
 from f2pad_jax.weights.loading import _check_values, import_weights
 
@@ -81,6 +81,23 @@ def test_a_kill_between_two_renames_loses_nothing(first: str, tmp_path: Path, mo
         make_folder(tmp_path)
     assert load_arrays(tmp_path / "m", kind="model", version=1)[0]["x"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_the_current_folder_is_no_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (Path(), tmp_path):
+        with pytest.raises(InputError, match="is the current folder"):
+            check_target(name, kind="model")
+        with pytest.raises(InputError, match="is the current folder"), new_folder(name):
+            pass
+        with pytest.raises(InputError, match="is the current folder"), replaced(name):
+            pass
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    with pytest.raises(InputError, match="where a disk is mounted"):
+        check_target(tmp_path / "disk", kind="model")
+    check_target(tmp_path / "disk/deep/model", kind="model")
+    assert [path.name for path in tmp_path.iterdir()] == ["disk"]
 
 
 OWN = "import sys; from pathlib import Path; from f2pad_jax.output import owned\nwith owned(Path(sys.argv[1])): pass"
@@ -157,6 +174,15 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     with os.fdopen(writer, "wb") as nobody:
         done = subprocess.run([sys.executable, "-c", code], stdout=nobody, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (cli.UNREAD, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a shell")
+def test_closed_streams_are_no_error() -> None:
+    command = 'exec "$0" -m f2pad_jax weights list'
+    for closed in (">&-", "2>&-", ">&- 2>&-"):
+        done = subprocess.run(["sh", "-c", f"{command} {closed}", sys.executable], capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert bool(done.stdout) == (closed == "2>&-")
 
 
 def test_without_a_home_there_is_no_cache_and_no_stray_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from results import a_result
 from f2pad_jax import grouping, picture_jobs
 from f2pad_jax.console import plain, prepare_console
 from f2pad_jax.data.images import read_image, write_png
-from f2pad_jax.errors import LONGEST, InputError
+from f2pad_jax.errors import LONGEST, InputError, InputWarning
 from f2pad_jax.model import Model
 from f2pad_jax.picture_files import FILES, output_stems, segment_files
 from f2pad_jax.picture_jobs import Job
@@ -139,7 +139,8 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     (tmp_path / "out/0_score.tiff").unlink()
     _picture(paths[1], 77)  # another picture than was segmented
     solved.clear()
-    records, errors = _segment(paths, tmp_path / "out", resume=True)
+    with pytest.warns(InputWarning, match=r"results\.jsonl: holds lines that cannot be read \(1\)"):
+        records, errors = _segment(paths, tmp_path / "out", resume=True)
     assert (errors, solved) == ([], [2, 2, 1])  # 2.png was done
     _picture(paths[1], 1)
     assert _segment(paths, tmp_path / "out", resume=True)[0] == whole
@@ -150,6 +151,20 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     assert solved[-3:] == [2, 2, 2]
 
 
+def test_a_spoiled_line_loses_no_other(tmp_path: Path, solved: list[int]) -> None:
+    paths = [_picture(tmp_path / f"{k}.png", k) for k in range(4)]
+    _segment(paths, tmp_path / "out")
+    lines = (tmp_path / "out/results.jsonl").read_bytes().splitlines(keepends=True)
+    lines[1] = lines[1].replace(b"1.png", b"\xff.png")
+    lines[2] = lines[2].replace(b"2_mask.png", b"m" * 300)  # longer than a name can be
+    (tmp_path / "out/results.jsonl").write_bytes(b"".join(lines))
+    solved.clear()
+    with pytest.warns(InputWarning, match=r"cannot be read \(1\)"):
+        assert _segment(paths, tmp_path / "out", resume=True)[1] == []
+    assert solved == [2]
+
+
+@pytest.mark.filterwarnings("ignore:.*cannot be read")
 @pytest.mark.parametrize(
     "text", ["", "[]\n", "{}\n3\n", '{"image": [], "status": "normal"}\n', "\0\xff", "[" * 100_000]
 )

@@ -105,6 +105,14 @@ def test_ties_keep_what_was_given(tiny_model: Model, monkeypatch: pytest.MonkeyP
     assert tuned.tuned_on == "synthetic-validation"
 
 
+@pytest.mark.parametrize("kind", ["synthetic", "test"])
+def test_pictures_that_tell_nothing_tune_nothing(tiny_model: Model, kind: str) -> None:
+    high = replace(tiny_model, procedure=replace(tiny_model.procedure, threshold=1e9))
+    oracle = (tiny_model.held_out, np.ones(tiny_model.held_out.shape[:3], bool)) if kind == "test" else None
+    with pytest.warns(UserWarning, match=f"no {kind} picture with a defect reaches the threshold: nothing was tuned"):
+        assert tuning.tune(high, oracle=oracle) is high
+
+
 def test_a_setting_wins_only_by_more_than_the_scatter() -> None:
     base = np.array([0.90, 0.95, 0.99, 0.97])
     assert tuning.better(base + 0.01, base)

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from f2pad_jax import report
+from f2pad_jax.checkpoint import check_outside
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.layouts import open_category
@@ -29,7 +30,9 @@ from f2pad_jax.fitting import fit
 from f2pad_jax.model import Model
 from f2pad_jax.model_file import load_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
+from f2pad_jax.picture_files import flat_stems
 from f2pad_jax.picture_jobs import panel_row
+from f2pad_jax.startup import check_devices
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
 
@@ -43,19 +46,19 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from f2pad_jax.data.textures import texture_category
 
     detectors = [detector_class(name).name for name in dict.fromkeys(arguments.detector or ["patchcore"])]
-    out = results_folder(arguments.out)
     extractor = load_extractor("efficientnet_lite0")
     runs, rows = [], []
-    for category in DEMO_CATEGORIES:
-        normals, cases = texture_category(category, train=DEMO_TRAIN, test=arguments.images, seed=arguments.seed)
-        images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
-        names = [f"color/{index:03d}" for index in range(len(cases))]
-        for detector in detectors:
-            model = fit(normals, detector=detector, extractor=extractor, seed=arguments.seed)
-            done = evaluate(model, images, masks, names, dataset="textures", category=category)
-            runs.append(done.run)
-            rows += _rows(model, done, images, masks, names)
-    _write(out, arguments, runs, rows)
+    with owned(out := results_folder(arguments.out)):
+        for category in DEMO_CATEGORIES:
+            normals, cases = texture_category(category, train=DEMO_TRAIN, test=arguments.images, seed=arguments.seed)
+            images, masks = np.stack([case[0] for case in cases]), np.stack([case[1] for case in cases])
+            names = [f"color/{index:03d}" for index in range(len(cases))]
+            for detector in detectors:
+                model = fit(normals, detector=detector, extractor=extractor, seed=arguments.seed)
+                done = evaluate(model, images, masks, names, dataset="textures", category=category)
+                runs.append(done.run)
+                rows += _rows(model, done, images, masks, names)
+        _write(out, arguments, runs, rows)
     return _status(runs)
 
 
@@ -73,9 +76,6 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         check_kinds(defective, arguments.dataset)
     else:
         check_masks(masks, arguments.dataset)
-    out = results_folder(arguments.out)
-    if arguments.oracle and masks is not None:
-        model = tune(model, seed=model.seed, oracle=(images, masks))
     names, ids = [case.id for case in cases], {case.path: case.id for case in category.test}
     about: dict[str, Any] = {
         "dataset": category.dataset,
@@ -83,11 +83,14 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
         "unread": [(ids[path], error) for path, error in failures],
         "memory": arguments.memory,
     }
-    if masks is None:
-        done = evaluate_images(model, images, defective, names, **about)
-    else:
-        done = evaluate(model, images, masks, names, **about)
-    _write(out, arguments, [done.run], _rows(model, done, images, masks, names))
+    with owned(out := results_folder(arguments.out)):
+        if arguments.oracle and masks is not None:
+            model = tune(model, seed=model.seed, oracle=(images, masks))
+        if masks is None:
+            done = evaluate_images(model, images, defective, names, **about)
+        else:
+            done = evaluate(model, images, masks, names, **about)
+        _write(out, arguments, [done.run], _rows(model, done, images, masks, names))
     return _status([done.run])
 
 
@@ -99,6 +102,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
     def fail(line: str) -> None:
         complain(InputError(line))
 
+    check_outside(arguments.out)
     if arguments.name in ("merge", "results") and not arguments.parts:
         raise InputError("no folder was named", where=arguments.name, hint="name the --out folders of earlier runs")
     if arguments.name == "merge":
@@ -108,6 +112,8 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         return DONE
     if arguments.parts:
         raise InputError("takes no folders", where=arguments.name, hint="give MVTec AD with --data")
+    if arguments.jobs == 1:
+        check_devices()
     request = Request(
         arguments.name,
         arguments.data,
@@ -130,22 +136,20 @@ def run_experiment(arguments: argparse.Namespace) -> int:
 def _rows(
     model: Model, done: Evaluation, images: np.ndarray, masks: np.ndarray | None, names: Sequence[str]
 ) -> Iterator[tuple[str, report.Row]]:
-    """The name of the panel's file and the row of every image."""
+    """A name, which may hold slashes, and the row of every image."""
     label = f"{done.run['category']} · {model.detector.name}"
     truths = [None] * len(images) if masks is None else masks
     for name, image, mask, result in zip(names, images, truths, done.results, strict=True):
-        stem = f"{done.run['category']}_{model.detector.name}_{name.replace('/', '_')}"
-        yield stem, panel_row(label, image, result, mask)
+        yield f"{done.run['category']}/{model.detector.name}/{name}", panel_row(label, image, result, mask)
 
 
 def _write(
     out: Path, arguments: argparse.Namespace, runs: list[dict[str, Any]], rows: Iterable[tuple[str, report.Row]]
 ) -> None:
     """Writes `metrics.json`, `overview.png`, `panels/` and `settings.toml`, and prints the table."""
-    rows = list(rows)
-    with owned(out):
-        write_settings(out, arguments)
-        _write_files(out, runs, rows)
+    write_settings(out, arguments)
+    write_json(out / "metrics.json", metrics_file(runs))  # first: what was measured outlasts a panel that fails
+    _draw(out, list(rows))
     for run in runs:
         warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])
     console = report.Terminal()
@@ -153,17 +157,17 @@ def _write(
         report.print_table(masked, console)
     for run in (run for run in runs if run not in masked):
         before, after = run["backbone"]["image_auroc"], run["f2pad"]["image_auroc"]
-        console.print(f"{run['category']}, {run['detector']}: no masks; image AUROC {before:.1f} → {after:.1f}")
+        line = f"{run['category']}, {run['detector']}: no masks; image AUROC {before:.1f} → {after:.1f}"
+        console.print(line, markup=False)
     console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _write_files(out: Path, runs: list[dict[str, Any]], rows: Sequence[tuple[str, report.Row]]) -> None:
-    panels = make_folder(out / "panels")
-    for stem, row in tqdm(rows, desc="draw", unit="image", leave=False, disable=None):
+def _draw(out: Path, rows: Sequence[tuple[str, report.Row]]) -> None:
+    panels, stems = make_folder(out / "panels"), flat_stems([name for name, _ in rows])
+    for stem, (_, row) in zip(stems, tqdm(rows, desc="draw", unit="image", leave=False, disable=None), strict=True):
         write_bytes(panels / f"{stem}.png", report.png(report.draw([row])))
     spread = np.unique(np.linspace(0, len(rows) - 1, min(OVERVIEW_ROWS, len(rows))).round().astype(int))
     write_bytes(out / "overview.png", report.png(report.draw([rows[index][1] for index in spread])))
-    write_json(out / "metrics.json", metrics_file(runs))
 
 
 def _status(runs: Sequence[dict[str, Any]]) -> int:

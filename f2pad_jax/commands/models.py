@@ -18,13 +18,11 @@ from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_images, load_tests
 from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
 from f2pad_jax.errors import InputError
-from f2pad_jax.evaluation import (
-    plain_settings,
-)
+from f2pad_jax.evaluation import check_masks, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
 from f2pad_jax.interest import read_roi
-from f2pad_jax.maps import calibrate, list_maps, read_map
+from f2pad_jax.maps import calibrate, check_count, list_maps, read_map
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.procedure import Procedure, paper_settings
@@ -66,8 +64,10 @@ def run_fit(arguments: argparse.Namespace) -> int:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (side, side)
     normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
-    if normal_maps and arguments.windows is not None:
-        raise InputError("--windows does not go with --maps", hint="leave one of them out")
+    if normal_maps:
+        if arguments.windows is not None:
+            raise InputError("--windows does not go with --maps", hint="leave one of them out")
+        check_count(normal_maps)
     if arguments.memory is not None:
         count = len(paths) if arguments.windows is None else max(len(paths), FITTED)
         check_fit(extractor, count, shape, seen, arguments.memory)
@@ -151,11 +151,13 @@ def run_tune(arguments: argparse.Namespace) -> int:
         images, masks, _, failures = load_tests(category.test, model.shape, white_level=model.white_level)
         if failures:
             raise failures[0][1]
+        check_masks(masks, arguments.dataset)
         oracle = (images, masks)
     tuned = tune(model, seed=arguments.seed, oracle=oracle)
     save_model(tuned, arguments.out)
     chosen = {name: plain_settings(tuned)[name] for name in ("alpha1", "beta0", "components")}
-    print(f"{arguments.out}: tuned on {tuned.tuned_on}, {chosen}")
+    how = "not tuned" if tuned.tuned_on == "default" else f"tuned on {tuned.tuned_on}"
+    print(f"{arguments.out}: {how}, {chosen}")
     return DONE
 
 

@@ -8,14 +8,14 @@ from functools import partial
 from pathlib import Path
 
 from f2pad_jax import __version__, doubts
-from f2pad_jax.checkpoint import seal
+from f2pad_jax.checkpoint import check_outside, seal
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.folders import list_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
-from f2pad_jax.interest import digest_of, read_roi
-from f2pad_jax.maps import check_units, list_maps
+from f2pad_jax.interest import brought, digest_of, read_roi
+from f2pad_jax.maps import check_stems, check_units, list_maps
 from f2pad_jax.model_file import load_model
 from f2pad_jax.output import owned
 from f2pad_jax.picture_files import segment_files
@@ -28,6 +28,7 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     from f2pad_jax.data.synthesize import synthesize_category
     from f2pad_jax.data.textures import make_textures
 
+    check_outside(arguments.out.parent)
     kinds = tuple(dict.fromkeys(arguments.kind or ["colour"]))
     if arguments.normals == Path("textures") and not arguments.normals.exists():
         if arguments.masks or arguments.structural:
@@ -57,12 +58,17 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
 
 def run_segment(arguments: argparse.Namespace) -> int:
     """Segments pictures and folders of pictures."""
+    if arguments.workers is not None and not arguments.ray:
+        raise InputError("--workers goes with --ray", hint="add --ray, or leave it out")
     paths = list_images(arguments.pictures)
     model = load_model(arguments.model, weights=arguments.weights)
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
     if arguments.roi is not None:
-        model = replace(model, roi=read_roi(arguments.roi))
+        roi = read_roi(arguments.roi)
+        model = replace(model, roi=roi)
+        if not model.windowed:
+            brought(roi, model.shape)  # whose error is the same for all pictures
     options = {"smallest_defect": arguments.smallest_defect}
     if arguments.maps is None:
         options["grow"] = arguments.grow
@@ -70,6 +76,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     else:
         check_units(model)
+        check_stems(paths)
     limit = None if arguments.memory is None else budget(model, arguments.memory)
     if limit is not None:
         limit.check(model.shape)
@@ -77,8 +84,6 @@ def run_segment(arguments: argparse.Namespace) -> int:
     out = results_folder(arguments.out)
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])
-    if arguments.workers is not None and not arguments.ray:
-        raise InputError("--workers goes with --ray", hint="add --ray, or leave it out")
     work = partial(segment_on_ray, workers=arguments.workers) if arguments.ray else segment_here
     job = Job(model, out, made_by, maps, options, arguments.pixel_size, limit)
     with owned(out):
@@ -95,5 +100,6 @@ def run_report(arguments: argparse.Namespace) -> int:
     from f2pad_jax.gallery import write_report
 
     out = arguments.out or arguments.results / "report.html"
+    check_outside(out.parent)
     print(f"{out}: {write_report(arguments.results, out)} pictures")
     return DONE

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from f2pad_jax.checkpoint import is_checkpoint
+from f2pad_jax.checkpoint import check_outside
 from f2pad_jax.console import tell
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import make_folder
@@ -14,9 +14,8 @@ DONE, UNUSABLE = 0, 2
 
 
 def results_folder(path: Path) -> Path:
-    """A folder for results, made where it is missing; that of a model is refused."""
-    if is_checkpoint(path, kind="model"):
-        raise InputError("is the folder of a model", where=path, hint="name another folder for results")
+    """A folder for results, made where it is missing; that of a model is refused, and one within."""
+    check_outside(path)
     return make_folder(path)
 
 

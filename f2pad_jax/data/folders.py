@@ -11,7 +11,7 @@ from pathlib import Path
 
 from f2pad_jax.data.decoding import TIFFS, pages_of
 from f2pad_jax.errors import InputError, InputWarning
-from f2pad_jax.output import sweep, temporary_name
+from f2pad_jax.output import check_movable, sweep, temporary_name
 
 RECORDS = "results.jsonl"  # in a folder of results
 SUFFIXES = TIFFS | frozenset(
@@ -127,6 +127,7 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
       InputError: `out` exists and is not an empty folder, or cannot be made.
     """
     out = Path(out)
+    check_movable(out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise InputError("exists already and is not an empty folder", where=out, hint="name a new folder")
     try:

@@ -214,7 +214,6 @@ def train_to_folder(images: np.ndarray, out: Path, *, seed: int = 0, epochs: int
       InputError: as for `train`, or `out` exists and is no autoencoder.
     """
     check_target(out, kind=KIND)
-    out = out.absolute()  # "." has no name
     unfinished = out.with_name(f"{out.name}.unfinished")
     inpainter = train(images, seed=seed, epochs=epochs, unfinished=unfinished)
     facts = {"spec": asdict(inpainter.spec), "seed": seed}
