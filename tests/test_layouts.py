@@ -310,6 +310,8 @@ def test_pictures_that_were_not_fetched_are_told(root: Path) -> None:
     folder = root / "train" / "good"
     for stem in ("003", "004"):
         (folder / f"{stem}.png").symlink_to(root / "annex" / stem)
+    (folder / ".annex").mkdir()
+    (folder / ".annex" / "005.png").symlink_to(root / "annex" / "005")  # hidden, as pictures there are
     told = "good: 003.png is a link to nothing, and 1 more; fetch the files"
     with pytest.warns(InputWarning, match=told):
         category = open_category(root)

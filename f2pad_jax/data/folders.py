@@ -62,7 +62,11 @@ def unused_files(folder: Path) -> list[Path]:
 
 
 def _is_open(path: Path, folder: Path) -> bool:
-    return is_picture(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    return is_picture(path) and not _is_hidden(path, folder)
+
+
+def _is_hidden(path: Path, folder: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def is_picture(path: Path) -> bool:
@@ -85,7 +89,7 @@ def pictures_in(folder: Path) -> list[Path]:
 
 def _tell_of_lost(paths: Iterable[Path], folder: Path) -> None:
     """Warns of pictures that a data set names by links and that were never fetched."""
-    named = (path for path in paths if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    named = (path for path in paths if path.suffix.lower() in SUFFIXES and not _is_hidden(path, folder))
     lost = [path for path in named if path.is_symlink() and not os.path.exists(path)]
     if lost:
         what = f"{lost[0].name} is a link to nothing" + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
