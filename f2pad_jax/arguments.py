@@ -244,8 +244,8 @@ def _experiment(to: argparse.ArgumentParser) -> None:
         "name",
         metavar="NAME",
         help="of the paper: table1 … table4, fig1, fig6 … fig11; beyond it: tuning, thresholds, sensitivity, choices, "
-        "growth, kinds, real; or merge, to join the shares FOLDER, or results, for a results.md about the finished "
-        "FOLDERs",
+        "unstated, growth, kinds, real; or merge, to join the shares FOLDER, or results, for a results.md about the "
+        "finished FOLDERs",
     )
     to.add_argument("parts", metavar="FOLDER", type=Path, nargs="*", help="merge, results: of earlier runs")
     to.add_argument("--data", type=Path, metavar="MVTEC_ROOT", help="folder of MVTec AD (embedded textures)")
@@ -269,6 +269,9 @@ def _experiment(to: argparse.ArgumentParser) -> None:
         help="choose settings on the test set as the paper does, not on synthetic anomalies; results say so",
     )
     tuning.add_argument("--untuned", action="store_true", help="keep the default settings, for a quick look")
+    tuning.add_argument(
+        "--paper", action="store_true", help="the paper's settings, and its threshold, the best on the test set; slower"
+    )
     seed(to)
 
 

@@ -76,6 +76,7 @@ SettingsFacts = facts_of(
     limit=Field(ge=1, le=10**6),
     tolerance=Field(ge=0),
     patience=Field(ge=1, le=10**6),
+    floor=Field(gt=0),
     levels=Field(ge=1, le=1000),
 )
 UnitsFacts = facts_of(Units, peak=Field(ge=0), spread=Field(ge=0))

@@ -39,8 +39,9 @@ from f2pad_jax.experiments import (
     variants,
 )
 from f2pad_jax.fitting import fit, refit_mixture
+from f2pad_jax.metrics import f1max
 from f2pad_jax.preparing import build, find_region, plan
-from f2pad_jax.procedure import Procedure
+from f2pad_jax.procedure import Procedure, paper_settings
 from f2pad_jax.segmentation import segment, segment_regions
 from f2pad_jax.sights import look, score_maps
 
@@ -512,12 +513,48 @@ def test_choices_are_settings_that_there_are(whole: Path) -> None:
     for name in variants.CHOICES:
         changed = plain_settings(variants.change(model, name, category))
         different = {key for key, value in plain_settings(model).items() if changed[key] != value}
-        if name == variants.PAPER:
-            assert {"proximal", "adaptive", "share_gradient", "start", "cleaning"} <= different
-        else:
-            asked = variants.changes(name).keys() - variants.fit_changes(name).keys()
-            assert different == asked - ({"share_gradient"} if name == "no-sharing" else set()), name
-            assert bool(different) != bool(variants.fit_changes(name)), name
+        asked = variants.changes(name).keys() - variants.fit_changes(name).keys()
+        assert different == asked - ({"share_gradient"} if name == "no-sharing" else set()), name
+        assert bool(different) != bool(variants.fit_changes(name)), name
+
+
+def test_the_papers_settings_are_those_of_its_text(tmp_path: Path, whole: Path) -> None:
+    category = sets.read_category(whole / "sets" / "brick")
+    unit = models.Unit("brick", "padim", None, "full")
+    model, _ = models.make_model(models.recipe(unit, seed=0, tuning="paper"), tmp_path, category, tiny_extractor())
+    settings, procedure = paper_settings()
+    best = f1max(score_maps(model, category.images), category.masks)[1]
+    assert model.settings == settings
+    assert model.procedure == replace(procedure, threshold=best)
+    assert (model.procedure.region, model.tuned_on) == ("threshold", "oracle")
+    assert model.detector.level == 0  # the finest grid, as in the reference code
+    again, _ = models.make_model(models.recipe(unit, seed=0, tuning="paper"), tmp_path, category, tiny_extractor())
+    assert (again.settings, again.procedure, again.tuned_on) == (model.settings, model.procedure, "oracle")
+    plain = plain_settings(model)
+    for name in variants.UNSTATED:
+        changed = plain_settings(variants.change(model, name, category))
+        asked = set(variants.changes(name))
+        assert {key for key in plain if changed[key] != plain[key]} == (
+            {"threshold"} if "quantile" in asked else asked
+        ), name
+    curve = variants.change(model, variants.CURVES, category)
+    assert curve.procedure.sparsity == "area"
+
+
+def test_tables_of_the_papers_settings(tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "paper_settings", lambda: (paper_settings()[0].replace(limit=30), paper_settings()[1]))
+    out = tmp_path / "out"
+    shutil.copytree(whole / "sets", out / "sets")
+    for name in ("table1", "fig10"):
+        assert experiment(name, out, *ONE[:-1], "--paper") == 0
+    run = json.loads((out / "table1.json").read_text("utf-8"))["runs"][0]
+    assert (run["tuned_on"], run["settings"]["adaptive"], run["settings"]["sparsity"]) == ("oracle", True, "area")
+    assert run["backbone"]["iou"] == run["backbone_oracle"]["iou"]
+    page = (out / "fig10.md").read_text("utf-8")
+    (row,) = [line for line in page.splitlines() if line.startswith("| padim")]
+    assert row.split("|")[3:5] == [" – ", " – "]
+    assert "the paper's settings" in (out / "results.md").read_text("utf-8")
+    assert "--paper" in (out / "results.md").read_text("utf-8")
 
 
 def test_curves_take_the_steps_of_the_solve(whole: Path) -> None:

@@ -14,10 +14,12 @@ from f2pad_jax import tuning
 from f2pad_jax.core import Settings
 from f2pad_jax.errors import InputError
 from f2pad_jax.fills import FILLS, Match
+from f2pad_jax.metrics import f1max
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import Outcome
 from f2pad_jax.preparing import Plan, begin
-from f2pad_jax.procedure import Procedure, check_procedure
+from f2pad_jax.procedure import Procedure, check_procedure, paper_settings
+from f2pad_jax.sights import score_maps
 
 IMAGE, FILLED = np.zeros((8, 8, 3), np.float32), np.ones((8, 8, 3), np.float32)
 REGION = np.ones((8, 8), bool)
@@ -94,6 +96,28 @@ def test_numbers_are_chosen_together_with_the_best_so_far(tiny_model: Model, mon
     given = Settings().beta0
     assert {one for one in seen if one[0] != 6.0} == {(beta0, 1.0, 8) for beta0 in (2.0, 3.0, given)}
     assert [seen.count((beta0, 1.0, 8)) for beta0 in (2.0, 3.0, given)] == [1, 1, 2]  # the first two do not lead
+
+
+def test_with_the_papers_settings_the_threshold_is_the_test_sets(
+    tiny_model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str) -> Iterator[tuple[int, Outcome]]:
+        seen.append(model)
+        yield from ((k, Outcome(chosen.region, 0.0, 1, "converged")) for k, chosen in enumerate(plans))
+
+    monkeypatch.setattr(tuning, "find_outcomes", find_outcomes)
+    settings, procedure = paper_settings()
+    model = replace(tiny_model, settings=settings, procedure=procedure)
+    maps = score_maps(model, images := model.held_out)
+    masks = maps > np.quantile(maps, 0.9)
+    tuned = tuning.tune(model, oracle=(images, masks))
+    best = f1max(maps, masks)[1]
+    assert best != pytest.approx(model.threshold)
+    assert (tuned.procedure, tuned.tuned_on) == (replace(procedure, threshold=best), "oracle")
+    assert {each.procedure.threshold for each in seen} == {best}
+    assert {each.settings.beta0 / settings.beta0 for each in seen} == {0.5, 0.75, 1.0, 1.5}
 
 
 def test_ties_keep_what_was_given(tiny_model: Model, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ def run_evaluate(arguments: argparse.Namespace) -> int:
 def run_experiment(arguments: argparse.Namespace) -> int:
     """Makes a table or figure of the paper's case study, or joins shares of one, or pages about several."""
     from f2pad_jax.experiments.command import Request, experiment, join_results, merge
-    from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC
+    from f2pad_jax.experiments.models import DEFAULT, ORACLE, PRINTED, SYNTHETIC
 
     def fail(line: str) -> None:
         complain(InputError(line))
@@ -114,6 +114,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         raise InputError("takes no folders", where=arguments.name, hint="give MVTec AD with --data")
     if arguments.jobs == 1:
         check_devices()
+    ways = {ORACLE: arguments.oracle, DEFAULT: arguments.untuned, PRINTED: arguments.paper}
     request = Request(
         arguments.name,
         arguments.data,
@@ -123,7 +124,7 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         detectors=arguments.detector or (),
         categories=arguments.category or (),
         seed=arguments.seed,
-        tuning=ORACLE if arguments.oracle else DEFAULT if arguments.untuned else SYNTHETIC,
+        tuning=next((way for way, asked in ways.items() if asked), SYNTHETIC),
         shard=(arguments.shard_index, arguments.shard_count),
         jobs=arguments.jobs,
         extractor=arguments.extractor,

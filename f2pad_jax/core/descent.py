@@ -56,7 +56,7 @@ def undescended(normal: Float[Array, "h w 3"], moments: Any) -> Descent:
 
 
 def descend(
-    descent: Descent, normal: Float[Array, "h w 3"], moments: Any, terms: Terms, *, since: Array, climb: Array
+    descent: Descent, normal: Float[Array, "h w 3"], moments: Any, terms: Terms, *, since: Array, climb: Array | None
 ) -> tuple[Descent, Bool[Array, ""]]:
     """Remembers the best n of the sparse phase, and tells whether the last step is to be taken back.
 
@@ -66,7 +66,7 @@ def descend(
       moments: of the optimiser, after the gradient at n.
       terms: of F(n).
       since: iterations since sparsity set in, () int32; negative before.
-      climb: rise of F above the lowest that is allowed, ().
+      climb: rise of F above the lowest that is allowed, (); None where any is.
 
     Returns:
       The descent with n taken into account, and () bool.
@@ -76,7 +76,7 @@ def descend(
     begins, active = since == 0, since > 0
     near = active & (value <= jnp.minimum(lowest + TIE * jnp.abs(lowest), first))
     # A value that is no number has risen as well.
-    rose = active & ~(value <= jnp.minimum(lowest + climb, first))
+    rose = jnp.zeros((), bool) if climb is None else active & ~(value <= jnp.minimum(lowest + climb, first))
     lowest = jnp.where(active & (value < lowest), value, lowest)
     kept = where(begins | near, (normal, moments, terms), (descent.normal, descent.moments, descent.terms))
     best = total(kept[2])

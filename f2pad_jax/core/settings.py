@@ -28,10 +28,12 @@ class Settings(struct.PyTreeNode, kw_only=True):
       limit: most iterations, at least one.
       tolerance: fall of F per pixel of the region that counts as progress.
       patience: iterations without progress after which to stop.
+      floor: of |a| in Eq. (15), normalised colour, where step sizes are adaptive.
       levels: in how many equal parts the iterations with sparsity are divided for `Solution.left`; static.
       proximal: whether β·l_a is taken by its exact proximal map, which yields exact zeros; else it is a part of the
         gradient, as in the paper. Static.
       adaptive: whether step sizes are those of Eq. (15), else constant. Static.
+      guarded: whether steps that raise F are taken back, see `core.descent`. Static.
       share_gradient: whether neighbours share their gradient, Eq. (13), as well as the ‖a‖ by which the proximal map
         decides. They share neither where the problem has no weights for it. Static.
 
@@ -53,7 +55,9 @@ class Settings(struct.PyTreeNode, kw_only=True):
     limit: int = 60
     tolerance: Number = 1e-4
     patience: int = 20
+    floor: Number = 0.1
     levels: int = struct.field(pytree_node=False, default=10)
     proximal: bool = struct.field(pytree_node=False, default=True)
     adaptive: bool = struct.field(pytree_node=False, default=False)
+    guarded: bool = struct.field(pytree_node=False, default=True)
     share_gradient: bool = struct.field(pytree_node=False, default=False)

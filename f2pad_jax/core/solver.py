@@ -22,7 +22,6 @@ from f2pad_jax.core.settings import Settings
 from f2pad_jax.core.sharing import share, share_gradients
 
 RISING = 40  # iterations, see `Settings.rise`
-FLOOR = 0.1  # of |a| in Eq. (15), normalised colour
 
 
 class Status(enum.IntEnum):
@@ -147,7 +146,7 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     """One iteration on one picture; batches are the caller's `vmap`.
 
     A loss, gradient or n that is not finite leaves n as it was and sets the status. While sparsity is there, a step
-    that raised F is taken back, see `core.descent`; `solution` tells what a solve has come to.
+    that raised F is taken back where that is asked for, see `core.descent`; `solution` tells what a solve has come to.
 
     Args:
       state: of `init` or the step before.
@@ -174,7 +173,8 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     best = state.descent.replace(
         terms=state.descent.terms._replace(sparsity=sparsity(state.descent.normal, energy, present, unit))
     )
-    descent, rose = descend(best, state.normal, update[1], parts, since=since, climb=CLIMB * pixels)
+    climb = CLIMB * pixels if settings.guarded else None
+    descent, rose = descend(best, state.normal, update[1], parts, since=since, climb=climb)
     base, moments = where(rose, (descent.normal, descent.moments), (state.normal, update[1]))
     size = descent.shrink * _step_size(problem.image - base, since, settings)
     normal = base - size * adan_direction(moments[-1], eps=settings.damping)
@@ -268,12 +268,12 @@ def _kept_scores(left: Array, scores: Array, since: Array, problem: Problem, set
 def _step_size(anomaly: Array, since: Array, settings: Settings) -> Array:
     """The step size of every element, so many iterations after sparsity set in.
 
-    Adaptive, it is γ of Eq. (15), γ0/|a| with γ0 = 1 and a floor of |a|, as a factor of the rate.
+    Adaptive, it is γ of Eq. (15), γ0/|a| with γ0 = 1 and |a| no less than its floor, as a factor of the rate.
     """
     risen = jnp.clip(since / RISING, 0.0, 1.0)
     rate = jnp.asarray(settings.rate * jnp.asarray(settings.rise, jnp.float32) ** risen, jnp.float32)
     if settings.adaptive:
-        return rate / jnp.maximum(jnp.abs(anomaly), FLOOR)
+        return rate / jnp.maximum(jnp.abs(anomaly), settings.floor)
     return jnp.broadcast_to(rate, anomaly.shape)
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from f2pad_jax.detectors import detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments import sets
-from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit, by_model
+from f2pad_jax.experiments.models import DEFAULT, ORACLE, PRINTED, SYNTHETIC, Unit, by_model
 from f2pad_jax.experiments.paper import DETECTORS
 from f2pad_jax.experiments.records import check_parts, read_plan, write_record
 from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
@@ -272,7 +272,7 @@ def _command(request: Request) -> str:
     words += [f"--detector {name}" for name in dict.fromkeys(request.detectors)]
     words += [f"--category {name}" for name in dict.fromkeys(request.categories)]
     words += [f"--seed {request.seed}"] if request.seed else []
-    words += {SYNTHETIC: [], ORACLE: ["--oracle"], DEFAULT: ["--untuned"]}[request.tuning]
+    words += {SYNTHETIC: [], ORACLE: ["--oracle"], DEFAULT: ["--untuned"], PRINTED: ["--paper"]}[request.tuning]
     return " ".join([*words, "--out DIR"])
 
 

@@ -20,12 +20,13 @@ _step = jax.jit(step)
 
 
 class Curves(NamedTuple):
-    """Three solves of one picture.
+    """Solves of one picture.
 
     Attributes:
       plain: the mask where nothing is shared, (S, S) bool.
-      losses: F before every step and at the end where ‖a‖ is shared ("shared", as by default), the gradient as
-        well ("gradient"), and nothing ("plain"); empty where there was nothing to solve.
+      losses: F before every step and at the end where ‖a‖ is shared ("shared", as by default; not in the paper's
+        settings, which have no proximal map), the gradient as well ("gradient"), and nothing ("plain"); empty where
+        there was nothing to solve.
     """
 
     plain: np.ndarray
@@ -54,7 +55,7 @@ def descend(start: jax.Array, energy: Energy, problem: Problem, settings: Settin
 
 
 def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
-    """Solves a picture in three ways.
+    """Solves a picture in each way.
 
     Args:
       model: as fitted or tuned, with a constant β.
@@ -66,6 +67,8 @@ def trace(model: Model, sight: Sight, region: np.ndarray) -> Curves:
     start = begin(model, sight.image, region, doubtful=find_doubtful(model, sight))
     procedure = model.procedure
     ways = {"shared": (True, False), "gradient": (True, True), "plain": (False, False)}
+    if not model.settings.proximal:
+        del ways["shared"]
     masks, losses = {}, {}
     for way, (length, gradient) in ways.items():
         candidate = replace(

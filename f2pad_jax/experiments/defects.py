@@ -83,7 +83,7 @@ def kinds(_: str, cases: Sequence[Case]) -> str:
         "categories. The best threshold comes from the test set, one for all kinds of a category; all others come from "
         "normal pictures. Chroma and colour mixture need no network: they mark what is more colourful, or farther from "
         "the colours of normal pixels, than 99.9 % of these. The fill alone marks where x and n⁽⁰⁾ differ by more than "
-        "0.2 (L1 over RGB in [0, 1]) within the region. The solve alone keeps what it leaves unexplained; F2PAD then "
+        "0.2 (L1, normalised colour) within the region. The solve alone keeps what it leaves unexplained; F2PAD then "
         "composes n of segments of x and of its fill.\n"
     )
 

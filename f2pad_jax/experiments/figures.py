@@ -22,7 +22,7 @@ MOST, WORST = 10, 3  # rows of a page, and failures of each kind
 COVERED, MARKED = 0.95, 0.9  # shares of the truth in the region, and of that in the mask, below which a picture failed
 _WAYS = (
     ("shared", REFINED, "‖a‖ shared"),
-    ("gradient", "tab:blue", "gradient as well"),
+    ("gradient", "tab:blue", "gradient shared"),
     ("plain", BACKBONE, "plain Adan"),
 )
 _VARIANTS = {"full": "F2PAD", "initialisation": "initial.", "no-pixel-prior": "no prior", "no-sparsity": "no sparsity"}
@@ -206,7 +206,9 @@ def loss_curves(cases: Sequence[Case], out: Path) -> Figure:
     traced = [(case, index, ways) for case in only(cases, CURVES) for index, ways in curves(case).items()]
     if not traced:
         raise InputError("no picture had anything to solve, so there is nothing to draw")
-    furthest = max(traced, key=lambda solved: solved[2]["plain"][-1] - solved[2]["shared"][-1])
+    present = [way for way in _WAYS if way[0] in traced[0][2]]
+    first = present[0][0]
+    furthest = max(traced, key=lambda solved: solved[2]["plain"][-1] - solved[2][first][-1])
     case, index, _ = furthest
     image, part = case.category.images[index], case.parts[index]
     figure = new_figure(PAGE[0], 3.0)
@@ -222,9 +224,9 @@ def loss_curves(cases: Sequence[Case], out: Path) -> Figure:
         axes.imshow(draw_tile(Tile(image, mask, "white" if name == "truth" else REFINED), 1.25))
         axes.set_title(name, fontsize=7, pad=2)
     axes = figure.add_axes((0.46, 0.15, 0.52, 0.77))
-    for way, colour, name in _WAYS:
+    for way, colour, name in present:
         for solved in traced:
-            values, strong = np.asarray(solved[2][way]) / solved[2]["shared"][0], solved is furthest
+            values, strong = np.asarray(solved[2][way]) / solved[2][first][0], solved is furthest
             axes.plot(values, color=colour, linewidth=1.8 if strong else 0.6, alpha=1 if strong else 0.45,
                       label=name if solved is traced[0] else None)  # fmt: skip
     axes.set_yscale("log")

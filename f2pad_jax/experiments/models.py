@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from f2pad_jax.core import Settings
 from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import plain_settings
@@ -20,11 +21,11 @@ from f2pad_jax.model import Model
 from f2pad_jax.model_file import SettingsFacts
 from f2pad_jax.networks.extractor import Extractor, check_precision
 from f2pad_jax.output import make_folder
-from f2pad_jax.procedure import ProcedureFacts
+from f2pad_jax.procedure import Procedure, ProcedureFacts, paper_settings
 from f2pad_jax.schemas import read_facts
-from f2pad_jax.tuning import tune
+from f2pad_jax.tuning import at_best_f1, tune
 
-SYNTHETIC, ORACLE, DEFAULT = "synthetic", "oracle", "default"  # ways to tune
+SYNTHETIC, ORACLE, DEFAULT, PRINTED = "synthetic", "oracle", "default", "paper"  # ways to choose settings
 
 
 class Unit(NamedTuple):
@@ -49,7 +50,8 @@ class Recipe(NamedTuple):
       detector: name.
       shots: training pictures, None for all.
       seed: of the fit.
-      tuning: "synthetic" (on synthetic anomalies), "oracle" (on the test set, as in the paper) or "default" (none).
+      tuning: "synthetic" (on synthetic anomalies), "oracle" (on the test set), "default" (none) or "paper" (the paper's
+        settings, and its threshold, which is the test set's).
       options: "precision" of the extractor and options of the detector's fit, with their values in words.
     """
 
@@ -104,18 +106,31 @@ def make_model(made: Recipe, out: Path, category: Category, extractor: Extractor
             raise InputError(f"there are {len(train)} training pictures, not {made.shots}")
         train = train[draw_shots(len(train), made.shots, seed=made.seed)]
     path = make_folder(out / "models") / f"{made.name}.json"
-    options: dict[str, Any] = {name: ast.literal_eval(value) for name, value in made.options if name != "precision"}
+    printed = made.tuning == PRINTED
+    options: dict[str, Any] = {**detector_class(made.detector).published} if printed else {}
+    options |= {name: ast.literal_eval(value) for name, value in made.options if name != "precision"}
     if "checkpoint" in options_of(detector_class(made.detector)):
         options["checkpoint"] = path.with_suffix("")
     precision = dict(made.options).get("precision", extractor.precision)
     extractor = replace(extractor, precision=check_precision(precision))
-    model = fit(train, detector=made.detector, extractor=extractor, seed=made.seed, options=options)
+    settings, procedure = paper_settings() if printed else (Settings(), Procedure())
+    model = fit(
+        train,
+        detector=made.detector,
+        extractor=extractor,
+        seed=made.seed,
+        settings=settings,
+        procedure=procedure,
+        options=options,
+    )
     fitted = time.perf_counter()
     if path.is_file():
         return _as_chosen(model, path)
-    if made.tuning != DEFAULT:
-        oracle = (category.images, category.masks) if made.tuning == ORACLE else None
-        model = tune(model, seed=made.seed, oracle=oracle)
+    truth = category.images, category.masks
+    if printed:
+        model = at_best_f1(model, *truth)
+    elif made.tuning != DEFAULT:
+        model = tune(model, seed=made.seed, oracle=truth if made.tuning == ORACLE else None)
     seconds = {"fit_seconds": fitted - began, "tune_seconds": time.perf_counter() - fitted}
     seconds = {name: round(value, 3) for name, value in seconds.items()}
     write_record(path, {"settings": plain_settings(model), "tuned_on": model.tuned_on, **seconds})

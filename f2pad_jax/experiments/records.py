@@ -42,7 +42,7 @@ class PlanFacts(Facts):
     size: Annotated[int, Field(ge=1, le=2**15)]
     seed: Seed
     kinds: Annotated[list[Name], Field(min_length=1)]  # of the anomalies that are made
-    tuning: Literal["synthetic", "oracle", "default"]
+    tuning: Literal["synthetic", "oracle", "default", "paper"]
     extractor: Name | None = None  # of all detectors, where one was asked for
     experiments: dict[str, Selection]
 

@@ -25,6 +25,7 @@ from f2pad_jax.experiments.variants import (
     THRESHOLDS,
     TUNINGS,
     UNCOMPOSED,
+    UNSTATED,
 )
 
 
@@ -81,6 +82,7 @@ _ALL = (
     _study("thresholds", "Rules for the threshold", (FULL, *THRESHOLDS)),
     _study("sensitivity", "Sensitivity to settings and seeds", (FULL, *SENSITIVITY)),
     _study("choices", "What each choice is worth", (FULL, *CHOICES)),
+    _study("unstated", "What the paper does not state", (FULL, *UNSTATED)),
     _study("growth", "Regions that grow", (FULL, GROWTH)),
     _study("tuning", "What tuning is worth", TUNINGS),
     _study("kinds", "Kinds of anomaly", (FULL, FILL, UNCOMPOSED), kinds=GRADED),

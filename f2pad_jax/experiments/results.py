@@ -19,7 +19,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper
 from f2pad_jax.experiments.cases import Case, read_cases
-from f2pad_jax.experiments.models import DEFAULT, ORACLE, SYNTHETIC, Unit
+from f2pad_jax.experiments.models import DEFAULT, ORACLE, PRINTED, SYNTHETIC, Unit
 from f2pad_jax.experiments.records import read_plan
 from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
 from f2pad_jax.experiments.sets import Category
@@ -29,7 +29,12 @@ from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.schemas import Facts, Seconds, read_facts
 
 PAGE, BESIDE = "results.md", "results"  # the page, and the folder for its figures and runs where it is of several
-WAYS = {DEFAULT: "default settings", SYNTHETIC: "tuned on synthetic anomalies", ORACLE: "tuned on the test set"}
+WAYS = {
+    DEFAULT: "default settings",
+    SYNTHETIC: "tuned on synthetic anomalies",
+    ORACLE: "tuned on the test set",
+    PRINTED: "the paper's settings",
+}
 SMALL = 60_000  # bytes of a figure on a page about several folders
 SHRINK = 0.9  # step in which such a figure shrinks
 GREYS, COLOURS, COLOURED = 8, 32, 24  # how many it has, and the difference of its channels from which a pixel has one
@@ -40,7 +45,7 @@ _FIGURE = re.compile(r"!\[(.*)\]\((.+)\)\n")
 
 class _Protocol(Facts, extra="ignore"):
     dataset: str
-    tuning: Literal["default", "synthetic", "oracle"]
+    tuning: Literal["default", "synthetic", "oracle", "paper"]
     command: str
     machines: list[str]
     time: Seconds

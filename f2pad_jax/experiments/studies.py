@@ -11,7 +11,7 @@ from PIL import Image
 
 from f2pad_jax.experiments.cases import Case, by_detector, f2pad_interval, mean, only, with_mean
 from f2pad_jax.experiments.tables import cell, markdown, pair
-from f2pad_jax.experiments.variants import BEST, CHOICES, FACTORS, FULL, GROWTH, TUNINGS
+from f2pad_jax.experiments.variants import BEST, CHOICES, FACTORS, FULL, GROWTH, TUNINGS, UNSTATED
 from f2pad_jax.tiles import BACKBONE, PAGE, REFINED, Tile, draw_page, new_figure
 
 RULES = {
@@ -134,8 +134,17 @@ def sensitivity_figure(cases: Sequence[Case], _: Path) -> Figure:
 
 def choices(_: str, cases: Sequence[Case]) -> str:
     """What the choices of the solver and of the detectors do to the masks, the iterations and the time."""
+    return _worth(cases, {FULL: "**default**", **CHOICES})
+
+
+def unstated(_: str, cases: Sequence[Case]) -> str:
+    """The same for what the paper leaves open, and for its rules."""
+    return _worth(cases, {FULL: "**as set**", **UNSTATED})
+
+
+def _worth(cases: Sequence[Case], labels: dict[str, str]) -> str:
     groups, rows = by_detector(cases), []
-    for variant, label in {FULL: "**default**", **CHOICES}.items():
+    for variant, label in labels.items():
         members = only(cases, variant)
         if members:
             costs = [float(np.mean([case.column(key).mean() for case in members])) for key in ("iterations", "seconds")]

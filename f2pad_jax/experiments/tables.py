@@ -103,7 +103,7 @@ def ablation(name: str, cases: Sequence[Case]) -> str:
     head = ["", *(text for detector in groups for text in (detector, f"paper: {detector}"))]
     return (
         f"{markdown(head, rows)}\nIoU / DICE × 100 (95 % interval of IoU), means over pictures, then over categories. "
-        "Initialisation: where x and the fill n⁽⁰⁾ differ by more than 0.2 (L1, RGB in [0, 1]) within the region; "
+        "Initialisation: where x and the fill n⁽⁰⁾ differ by more than 0.2 (L1, normalised colour) within the region; "
         "without sparsity: where x and n do.\n\nIoU in each category:\n\n"
         + markdown(["detector", "category", *LABELS.values()], each)
     )
@@ -174,9 +174,12 @@ def falls(_: str, cases: Sequence[Case]) -> str:
             continue
         cells = [f"{np.mean([end['plain'] for end in ends]):.0f}"]
         for way in ("shared", "gradient"):
+            if way not in ends[0]:
+                cells += [NONE, NONE]
+                continue
             gaps = np.array([end[way] - end["plain"] for end in ends])
             cells += [f"{np.mean([end[way] for end in ends]):.0f}"]
             cells += [f"{(gaps < 0).sum()} / {(gaps > 0).sum()} of {len(gaps)}"]
         rows.append([detector, *cells])
-    head = ["detector", "F, plain Adan", "‖a‖ shared", "lower / higher", "gradient as well", "lower / higher"]
+    head = ["detector", "F, plain Adan", "‖a‖ shared", "lower / higher", "gradient shared", "lower / higher"]
     return markdown(head, rows)

@@ -17,23 +17,24 @@ import numpy as np
 from skimage.filters import threshold_otsu, threshold_triangle
 
 from f2pad_jax.core import Settings
-from f2pad_jax.core.pixels import denormalize
+from f2pad_jax.core.pixels import STD, denormalize
 from f2pad_jax.detectors import detector_class, options_of
 from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
-from f2pad_jax.metrics import best_iou, f1max
+from f2pad_jax.metrics import best_iou
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import clean, refined_map
 from f2pad_jax.preparing import Place, locate, plan
-from f2pad_jax.procedure import Procedure, paper_settings
+from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import Segmentation, segment_regions
 from f2pad_jax.sights import Sight, look, score_maps
 from f2pad_jax.solving import find_solutions
+from f2pad_jax.tuning import at_best_f1
 
-DIFFERENT = 0.2  # L1 difference of x and n over RGB in [0, 1] that makes a mask without sparsity, as in the paper
-FULL, CURVES, GROWTH, PAPER, BEST, FILL = "full", "curves", "growth", "paper", "f1", "initialisation"
+DIFFERENT = 0.2  # L1 difference of x and n, normalised colour, that makes a mask without sparsity, as in the paper
+FULL, CURVES, GROWTH, BEST, FILL = "full", "curves", "growth", "f1", "initialisation"
 UNCOMPOSED, AT_BEST = "composing=False", "best-iou"
 PRESETS = {
     CURVES: "sparsity=constant",  # while β rises, F changes its meaning
@@ -79,11 +80,27 @@ CHOICES = {
     "cleaning=opening": "3 × 3 opening",
     UNCOMPOSED: "what a solve leaves unexplained stays so",
     "alpha2=0": "no total variation",
-    PAPER: "the paper's settings",
     "precision=bf16": "extractor in bfloat16",
     "rank=16": "16 eigenvectors",
     "blocks=2": "2 couplings a flow",
     "blocks=8": "8 couplings a flow",
+}
+UNSTATED = {  # of the paper's settings: what it does not state, and its rules, one by one
+    "beta0=x0.333": "β0, a third",
+    "beta0=x3": "β0, three times",
+    "alpha1=x0.333": "α1, a third",
+    "alpha1=x3": "α1, three times",
+    "components=4": "4 Gaussians",
+    "rate=x0.333": "base of the step size, a third",
+    "floor=x0.333": "floor of |a|, a third",
+    "smallest=x0.5": "‖a‖ that counts as zero, half",
+    "clip=x0.001": "terms are sums: of the gradient little more than its sign is left",
+    "dilation=4": "region dilated by 4",
+    "patience=1": "the first iteration that brings too little is the last",
+    "start=matching": "start from the matching fill",
+    "share_gradient=False": "plain Adan: neighbours share nothing",
+    "sparsity=constant,beta0=x0.0004": "β does not depend on the size of m⁽⁰⁾",
+    "quantile=0.999": "threshold from normal pictures",
 }
 _AFTER = {"quantile", *(field.name for kind in (Settings, Procedure) for field in fields(kind))}  # the fit
 
@@ -133,13 +150,12 @@ def change(model: Model, variant: str, category: Category) -> Model:
     """
     asked = changes(variant)
     if variant == BEST:
-        return _at(model, f1max(score_maps(model, category.images), category.masks)[1])
+        return replace(at_best_f1(model, category.images, category.masks), tuned_on=model.tuned_on)
     if variant == AT_BEST:
         threshold = best_iou(score_maps(model, category.images), category.masks)[1]
         return replace(model, procedure=replace(model.procedure, threshold=threshold))
-    if variant == PAPER:
-        settings, procedure = paper_settings()
-        return replace(model, settings=settings, procedure=procedure)
+    if variant == CURVES and model.procedure.sparsity != "levels":
+        return model  # its β does not rise
     if "quantile" in asked:
         return _at(model, float(np.quantile(score_maps(model, model.held_out), float(asked["quantile"]))))
     changed = replace(model, settings=_changed(model.settings, asked), procedure=_changed(model.procedure, asked))
@@ -185,7 +201,7 @@ def by_difference(
     for k, (image, sight, (region, _)) in enumerate(zip(images, sights, places, strict=True)):
         normal = np.where(region[..., None], denormalize(recovered[k]), image) if k in recovered else image
         anomaly = (image.astype(np.float32) - normal) / 255
-        mask = np.abs(anomaly).sum(axis=-1) > DIFFERENT
+        mask = np.abs(anomaly / STD).sum(axis=-1) > DIFFERENT
         results.append(
             Segmentation(
                 mask=clean(mask, sight.scores, region, kind=model.procedure.cleaning) if solve else mask,
