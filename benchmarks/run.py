@@ -20,7 +20,16 @@ from problems import Options
 from f2pad_jax.errors import InputError
 from f2pad_jax.output import write_json
 
-BENCHMARKS = ("step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "native", "gpu_suite")
+BENCHMARKS = (
+    "step_ratio",
+    "extractor_vs_torch",
+    "pytorch_loop",
+    "lane_waste",
+    "scaling",
+    "native",
+    "whole_job",
+    "gpu_suite",
+)
 PACKAGES = ("f2pad-jax", "jax", "jaxlib", "numpy", "torch")
 
 

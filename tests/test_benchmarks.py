@@ -7,6 +7,7 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -36,7 +37,8 @@ def run(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_list_has_one_name_a_line(run: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
-    names = ["step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "native", "gpu_suite"]
+    names = ["step_ratio", "extractor_vs_torch", "pytorch_loop", "lane_waste", "scaling", "native", "whole_job"]
+    names.append("gpu_suite")
     assert capsys.readouterr().out.splitlines() == names
     for name in names:
         assert callable(import_module(name).cases)
@@ -136,6 +138,42 @@ def test_lane_steps_are_counted(run: ModuleType, tmp_path: Path, monkeypatch: py
     assert figures["ratio"] == pytest.approx(figures["lane_steps"] / figures["iterations"], abs=1e-3)
     assert figures["ratio"] >= 1
     assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
+
+
+def test_stages_of_a_job_are_counted_once(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_job = import_module("whole_job")
+    now = iter(range(100))
+    monkeypatch.setattr(whole_job.time, "perf_counter", lambda: next(now))
+    clock = whole_job.Clock()
+    features = clock.timed("features", lambda: None)
+    look = clock.timed("score", features)
+
+    def solve() -> Iterator[int]:
+        look()  # what is left in n is a part of the solve
+        yield 1
+        yield 2
+
+    look()
+    assert list(clock.timed("solve", solve)()) == [1, 2]
+    assert {name: seconds for name, seconds in clock.seconds.items() if seconds} == {
+        "features": 1,  # of the three that looking takes by this clock
+        "score": 2,
+        "solve": 4,  # its call, two values and the end
+    }
+
+
+def test_a_whole_job_tells_its_stages(run: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("whole_job"), "TRAINING", 8)
+    out = tmp_path / "job.json"
+    assert run.main(["whole_job", "--only", "padim", "--size", "64", "--images", "2", "--json", str(out)]) == 0
+    cold, warm = json.loads(out.read_text())["cases"]
+    assert [case["run"] for case in (cold, warm)] == ["cold", "warm"]
+    for case in (cold, warm):
+        assert sum(case["shares"].values()) == pytest.approx(1, abs=0.01)
+        assert {"read", "features", "score", "region and fill", "solve", "re-estimate"} <= case["shares"].keys()
+        assert case["shares"]["solve"] > 0
+        assert case["images_per_s"] == pytest.approx(1 / case["median_s"], abs=1e-3)
+    assert warm["ratio"] < 1 == cold["ratio"]
 
 
 @pytest.mark.parity
