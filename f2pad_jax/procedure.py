@@ -77,8 +77,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
 
     Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; β is β0 over the size of m⁽⁰⁾; step
     sizes are those of Eq. (15); neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from a
-    smooth fill (the paper's masked autoencoder needs an inpainter) without warm-up, and ends where ten iterations bring
-    too little, or after 1200. The paper waits for one; Adan's first step may raise F, and then there is no second.
+    smooth fill (the paper's masked autoencoder needs an inpainter) without warm-up, and ends with the first iteration
+    that changes F too little, or after 1200. The paper says "decreases less than 0.1"; Adan's first step may raise F.
 
     Not stated there: α1, β0, the number of Gaussians, the base of the step size, the floor of |a|, the ‖a‖ that counts
     as zero, the dilation, and whether terms are sums or means. Here terms are in units of normal pictures, so that one
@@ -96,8 +96,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
         damping=1e-5,
         warm_up=0,
         limit=1200,
-        tolerance=0.015,
-        patience=10,
+        tolerance=0.0015,
+        patience=1,
         proximal=False,
         adaptive=True,
         guarded=False,

@@ -26,7 +26,8 @@ class Settings(struct.PyTreeNode, kw_only=True):
       damping: ε of Adan in units of the gradient: pixels whose gradients are smaller move less.
       warm_up: iterations without sparsity where n⁽⁰⁾ is x itself, in which anomalous pixels leave x.
       limit: most iterations, at least one.
-      tolerance: fall of F per pixel of the region that counts as progress.
+      tolerance: fall of F per pixel of the region that counts as progress; where steps are not guarded, change of F
+        from one iteration to the next.
       patience: iterations without progress after which to stop.
       floor: of |a| in Eq. (15), normalised colour, where step sizes are adaptive.
       levels: in how many equal parts the iterations with sparsity are divided for `Solution.left`; static.

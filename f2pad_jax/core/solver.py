@@ -48,7 +48,7 @@ class State(struct.PyTreeNode, kw_only=True):
       descent: the best n so far.
       lasting: the last iteration, from 1, after which a pixel differed from x, (H, W) int32; zero where none did.
       left: the scores s_ij of n at the end of each level, (K, S); see `levels_of`.
-      best: F when it last fell by the tolerance, () float32.
+      best: F when it last fell by the tolerance, or of the step before where steps are not guarded, () float32.
       stale: iterations since then, () int32.
       iterations: steps taken, () int32.
       status: one of `Status`, () int32.
@@ -192,7 +192,8 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
     # F changes its meaning while β rises, so progress is counted from there.
     constant = _first_beta(problem.filled, settings) >= settings.beta0
     settled = (since >= 0) & (constant | (since >= _rising(problem.filled, settings)))
-    improved = value < state.best - settings.tolerance * pixels
+    least = settings.tolerance * pixels
+    improved = value < state.best - least if settings.guarded else jnp.abs(value - state.best) > least
     stale = jnp.where(settled & ~improved, state.stale + 1, 0).astype(jnp.int32)
     # Products of vectors, because XLA then writes the gradient once; a reduction would be one more of the uses that
     # compute it anew on a CPU, a tenth of a step.
@@ -208,7 +209,7 @@ def step(state: State, energy: Energy, problem: Problem, settings: Settings) -> 
         descent=where(finite, descent, state.descent),
         lasting=jnp.where((pixel_norm(problem.image - normal) > 0) & finite, iterations, state.lasting),
         left=_kept_scores(state.left, scores, since, problem, settings),
-        best=jnp.where(settled, jnp.where(improved, value, state.best), jnp.inf),
+        best=jnp.where(settled, jnp.where(improved | (not settings.guarded), value, state.best), jnp.inf),
         stale=stale,
         iterations=iterations,
         status=status,
