@@ -291,6 +291,22 @@ def test_the_stop_rule_waits_for_warm_up_and_patience(padim: Case, warm_up: int,
     assert int(solution.status) == Status.CONVERGED
 
 
+def test_unguarded_a_solve_ends_where_f_changes_little(padim: Case) -> None:
+    """In whatever direction: a rise is no reason to stop, and no reason to go back."""
+    settings = SETTINGS.replace(
+        guarded=False, proximal=False, adaptive=True, rate=1.0, warm_up=0, patience=1, tolerance=0.02, limit=300
+    )
+    state, info, losses = init(padim.start, padim.energy, padim.problem, settings), no_info(), []
+    while int(state.status) == Status.RUNNING:
+        state, info = advance(state, padim.energy, padim.problem, settings)
+        losses.append(float(info.loss))
+    changes = np.diff(losses)
+    assert int(state.status) == Status.CONVERGED
+    assert (changes > 0.02 * REGION.sum()).any()  # rises
+    assert (np.abs(changes[:-1]) > 0.02 * REGION.sum()).all()
+    assert abs(changes[-1]) <= 0.02 * REGION.sum()
+
+
 def test_a_solve_that_stops_in_its_last_iteration_has_converged(padim: Case) -> None:
     settings = SETTINGS.replace(warm_up=0, patience=3, tolerance=1e9, limit=4)
     assert run(padim.start, padim.energy, padim.problem, settings).message == "converged"
