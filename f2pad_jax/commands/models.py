@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from f2pad_jax import doubts
 from f2pad_jax.checkpoint import check_target
 from f2pad_jax.commands.telling import DONE, warn
@@ -16,7 +14,7 @@ from f2pad_jax.core import Settings
 from f2pad_jax.data.images import read_image
 from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_images, load_tests
-from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
+from f2pad_jax.detectors import Detector, check_options, detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import check_masks, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
@@ -184,15 +182,4 @@ def parse_options(detector: type[Detector], texts: Sequence[str]) -> dict[str, A
     for name, sign, _ in pairs:
         if not sign:
             raise InputError(f"--option {name} has no value", hint="write NAME=VALUE")
-    options = {name: value for name, _, value in pairs}
-    check_options(detector, options)
-    types = options_of(detector)
-    for name, value in options.items():
-        try:
-            options[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise InputError(
-                f"option {name} of {detector.name} is {value!r}", hint=reason[0].lower() + reason[1:]
-            ) from error
-    return options
+    return check_options(detector, {name: value for name, _, value in pairs})
