@@ -599,6 +599,7 @@ VAIN = {
     "fit set/brick {fit} --out set/manifest.json/model": "cannot be written (Not a directory)",
     "fit set/brick {fit} --out model/other": "folder of a model",
     f"fit set/brick {{fit}} --maps {TRUTH}": "2 maps of normal pictures are too few",
+    "fit set/brick {fit} --maps blank": "hold one value or two; give scores, not masks",
     "tune model set/brick --out model/tuned": "folder of a model",
     "export model --out nowhere/model.stablehlo": "nowhere: no such folder",
     "export model --out model/model.stablehlo": "folder of a model",
@@ -614,6 +615,9 @@ def test_work_that_would_be_lost_is_not_begun(
         monkeypatch.setattr(making, name, lambda *_, **__: pytest.fail("worked in vain"))
     monkeypatch.setitem(EXPORTERS, ".stablehlo", lambda *_: pytest.fail("worked in vain"))
     (work / "set.stablehlo").mkdir()
+    (work / "blank").mkdir()
+    for number in range(3):
+        write_png(work / f"blank/{number}.png", np.zeros((SIZE, SIZE), bool))
     _fails(work, command, VAIN[command], capsys)
 
 

@@ -19,8 +19,8 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import check_masks, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
-from f2pad_jax.interest import read_roi
-from f2pad_jax.maps import calibrate, check_count, list_maps, read_map
+from f2pad_jax.interest import brought, cells_inside, read_roi
+from f2pad_jax.maps import find_units, list_maps, read_map
 from f2pad_jax.model_file import load_model, save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.procedure import Procedure, paper_settings
@@ -61,11 +61,12 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (side, side)
-    normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
-    if normal_maps:
+    units = None
+    if arguments.maps is not None:
         if arguments.windows is not None:
             raise InputError("--windows does not go with --maps", hint="leave one of them out")
-        check_count(normal_maps)
+        met = None if roi is None else cells_inside(brought(roi, shape), shape, seen)
+        units = find_units([read_map(path) for path in list_maps(arguments.maps).values()], seen, met)
     if arguments.memory is not None:
         count = len(paths) if arguments.windows is None else max(len(paths), FITTED)
         check_fit(extractor, count, shape, seen, arguments.memory)
@@ -89,9 +90,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         roi=inside,
         white_level=white,
     )
-    if normal_maps:
-        model = calibrate(model, normal_maps)
-    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi, units=units), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
