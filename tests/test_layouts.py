@@ -46,6 +46,7 @@ def root(tmp_path: Path) -> Path:
 def test_layout(root: Path) -> None:
     (root / "train" / "good" / ".hidden.png").write_bytes(b"")
     (root / "train" / "good" / "notes.txt").write_text("")
+    (root / "train" / "good" / "Thumbs.db").write_text("")
     (root / "test" / ".cache").mkdir()
     category = open_category(root)
     with pytest.warns(
@@ -456,6 +457,20 @@ def test_list_images(tmp_path: Path) -> None:
         list_images([a, tmp_path / "empty"])
     with pytest.raises(InputError, match="no picture was named"):
         list_images([])
+
+
+def test_files_in_a_folder_that_are_no_pictures_are_told(tmp_path: Path) -> None:
+    pictures = [_picture(tmp_path / name) for name in ("a.png", "b.PNG")]
+    for name in (".notes", ".DS_Store", "Thumbs.db", "desktop.ini", "a.json", "b.PNG.xmp", "c.npy", "scores.npz"):
+        (tmp_path / name).touch()
+    assert list_images([tmp_path]) == pictures
+    (tmp_path / "notes.txt").touch()
+    with pytest.warns(InputWarning, match=f"{tmp_path.name}: files that are no pictures are left out: notes.txt; save"):
+        assert list_images([tmp_path]) == pictures
+    for number in range(4):
+        (tmp_path / f"{number}.heic").touch()
+    with pytest.warns(InputWarning, match="are left out: 0.heic, 1.heic, 2.heic and 2 more; save pictures as PNG"):
+        assert list_images([tmp_path]) == pictures
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
