@@ -491,6 +491,37 @@ def test_a_device_that_is_not_there_is_one_line(
     assert main(["weights", "list"]) == 0
 
 
+MISTYPED = [
+    "fit nowhere {fit}",
+    "fit set/brick {fit} --roi nowhere",
+    "fit set/brick {fit} --maps nowhere",
+    "fit set/brick {fit} --weights nowhere",
+    "fit set/brick {fit} --inpainter nowhere",
+    "fit set/brick --from nowhere",
+    "train-mae nowhere",
+    "tune nowhere set/brick",
+    "tune model nowhere",
+    "segment nowhere set/brick/train/good",
+    "segment model set/brick/train/good --roi nowhere",
+    "segment model set/brick/train/good --maps nowhere",
+    "segment model set/brick/train/good --weights nowhere",
+    "evaluate nowhere set/brick",
+    "evaluate model nowhere",
+    "export nowhere --out model.onnx",
+    "export model --out nowhere/model.onnx",
+    "experiment real --data nowhere",
+    "experiment table1 --extractor resnet18 --weights nowhere",
+]
+
+
+@pytest.mark.parametrize("command", MISTYPED)
+def test_a_mistyped_path_does_not_wait_for_devices(
+    work: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("waited"))
+    _fails(work, command, "nowhere: ", capsys)
+
+
 def test_an_interruption_is_one_line(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
