@@ -30,8 +30,9 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     check_outside(arguments.out.parent)
     kinds = tuple(dict.fromkeys(arguments.kind or ["colour"]))
     if arguments.normals == Path("textures") and not arguments.normals.exists():
-        if arguments.masks or arguments.structural:
-            raise InputError("textures take neither --masks nor --structural", hint="leave them out")
+        for name in ("masks", "structural", "layout", "white_level"):
+            if getattr(arguments, name):
+                raise InputError(f"textures take no --{name.replace('_', '-')}", hint="leave it out")
         make_textures(
             arguments.out,
             seed=arguments.seed,

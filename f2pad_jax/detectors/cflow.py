@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field
+from pydantic import Field, FilePath
 from tqdm import tqdm
 
 from f2pad_jax.detectors.base import Arrays, Count, Facts, Maps, PositiveShare, Shape
@@ -85,7 +85,7 @@ class CFlow(struct.PyTreeNode):
         *,
         used: Count | None = None,
         divided: bool = True,
-        flow: Path | None = None,
+        flow: FilePath | None = None,
         epochs: Annotated[int, Field(ge=0, le=10**6)] = EPOCHS,
         rate: PositiveShare = RATE,
         blocks: Annotated[int, Field(ge=1, le=1024)] | None = None,
