@@ -79,7 +79,7 @@ def write_settings(folder: Path, arguments: argparse.Namespace) -> None:
     write_bytes(folder / SETTINGS, f"{told}{text}".encode())
     if lost:
         what = "does not repeat the run: a name is no UTF-8 and cannot be written"
-        warnings.warn(InputWarning(what, where=folder / SETTINGS, hint="rename the file"), stacklevel=2)
+        warnings.warn(InputWarning(what, where=folder / SETTINGS, hint="rename the picture or folder"), stacklevel=2)
 
 
 def _plain(value: Any) -> Any:

@@ -486,7 +486,7 @@ def test_a_device_that_is_not_there_is_one_line(
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", devices)
-    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1"):
+    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1", "weights verify"):
         _fails(work, command, "JAX_PLATFORMS=cuda: JAX finds no device (AssertionError); name what is there", capsys)
     assert main(["weights", "list"]) == 0
 
