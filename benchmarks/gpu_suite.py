@@ -4,9 +4,10 @@ ResNet-18 with PatchCore on crops of brick; without an accelerator it runs as we
 `step_ratio`, in several batches and precisions. "jobs" is all that `segmentation.find_outcomes` does (weights of (14),
 candidates, solve, mask and its cleaning) with as many lanes on the device as it says, under the library's stop rule
 and the paper's. Its pictures are given with their regions, n⁽⁰⁾ = x and a smooth fill, and are repeated where there
-are more lanes. "torch" is the paper's loop in eager PyTorch on the same device, one of a few pictures after another.
-Seconds of jobs and of torch are per picture, and their ratio is to the first job. Precision is "fast" where it is not
-named. A section that fails is recorded, and harms no other.
+are more lanes; of "images_below_threshold" the region is that of their highest scores. "torch" is the paper's loop in
+eager PyTorch on the same device, one of a few pictures after another. Seconds of jobs and of torch are per picture, and
+their ratio is to the first job. Precision is "fast" where it is not named. A section that fails is recorded, and harms
+no other.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import numpy as np
 import pytorch_loop
 import step_ratio
 from limits import shares
-from loop_tasks import region_of, task_of
+from loop_tasks import spots_of, task_of, unreached
 from problems import Options, batch_of, endless, extractor_for, model_of
 from timing import operations, spread
 from worker import need_torch
@@ -33,7 +34,6 @@ from f2pad_jax import Model, solving
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fills import harmonic_fill
 from f2pad_jax.preparing import Plan, Start, plan
-from f2pad_jax.sights import look
 
 NETWORK, DETECTOR, CATEGORY = "resnet18", "patchcore", "brick"
 BATCHES, LANES, RULES = (1, 8, 64), (64, 128, 256), ("paper", "library")
@@ -44,15 +44,14 @@ Case = dict[str, Any]
 Section = Callable[[], Case]
 
 
-def material(model: Model, options: Options) -> list[tuple[Plan, np.ndarray]]:
-    """Solves of pictures, and their true masks."""
+def material(model: Model, options: Options) -> tuple[list[tuple[Plan, np.ndarray]], Case]:
+    """Solves of pictures with their true masks, and what is to be said of their regions."""
     _, cases = texture_category(CATEGORY, train=0, test=options.images, size=options.size)
-    pairs = []
-    for sight, (_, truth, _) in zip(look(model, np.stack([case[0] for case in cases])), cases, strict=True):
-        region = region_of(model, sight, truth)
+    spots, pairs = spots_of(model, np.stack([case[0] for case in cases])), []
+    for (sight, region, _), (_, truth, _) in zip(spots, cases, strict=True):
         start = Start(sight.image, harmonic_fill(sight.image, region), filled=False)
         pairs.append((plan(model, sight, region, start), truth))
-    return pairs
+    return pairs, unreached(spots)
 
 
 def steps(model: Model, options: Options, batch: int, precision: Any) -> Case:
@@ -117,14 +116,14 @@ def sections(options: Options) -> dict[str, Section]:
     """What is run, most wanted first."""
     extractor, weights = extractor_for(NETWORK, options)
     model = model_of(DETECTOR, replace(extractor, precision="fast"), options)
-    pairs = material(model, options)
+    pairs, regions = material(model, options)
     known: dict[str, Section] = {f"steps of {n}": partial(steps, model, options, n, "fast") for n in BATCHES}
     jobs = {f"jobs, {n} lanes, {rule}": partial(job, model, pairs, options, n, rule) for n in LANES for rule in RULES}
     first = next(iter(jobs))
     known |= {first: jobs[first], "torch": partial(torch, model, pairs, options)} | jobs
     for precision in ("parity", "bf16"):
         known[f"steps of {BATCHES[-1]}, {precision}"] = partial(steps, model, options, BATCHES[-1], precision)
-    labels = {"extractor": NETWORK, "weights": weights, "detector": DETECTOR, "size": options.size}
+    labels = {"extractor": NETWORK, "weights": weights, "detector": DETECTOR, "size": options.size, **regions}
     return {name: lambda section=section: labels | section() for name, section in known.items()}
 
 

@@ -3,7 +3,8 @@
 "images" are the test pictures of the textures, "grid" the same pictures with several settings each. Lanes advance
 together, as on an accelerator; on a CPU the library lets them advance one after another, which wastes none. Seconds
 are per lane-step, over compiled calls, with the host's work in between; all is run twice, and what the first pass took
-longer is "compile_s". `F` is the mean of the last step of each lane.
+longer is "compile_s". `F` is the mean of the last step of each lane. Of "images_below_threshold" the region is that of
+their highest scores.
 """
 
 from __future__ import annotations
@@ -13,25 +14,24 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from loop_tasks import region_of
+from loop_tasks import Spot, spots_of, unreached
 from problems import DETECTORS, Options, extractor_for, model_of
 from timing import spread
 
 from f2pad_jax import Model, Settings, Solution, solve_many
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.preparing import Plan, build, plan
-from f2pad_jax.sights import look
 
 EXTRACTOR, CATEGORY, KINDS = "efficientnet_lite0", "brick", ("images", "grid")
 WIDTH = 8
 GRID: tuple[dict[str, float], ...] = ({"beta0": 1.5}, {"beta0": 3.0, "rate": 0.06}, {"beta0": 6.0, "rate": 0.24})
 
 
-def plans_of(model: Model, images: np.ndarray, truths: np.ndarray, settings: Sequence[Settings]) -> list[list[Plan]]:
+def plans_of(model: Model, spots: Sequence[Spot], settings: Sequence[Settings]) -> list[list[Plan]]:
     """Every picture (S, S, 3) with all settings; those of equal shapes together, as one compiled step takes them."""
     groups: dict[Any, list[Plan]] = {}
-    for sight, truth in zip(look(model, images), truths, strict=True):
-        chosen = plan(model, sight, region_of(model, sight, truth))
+    for spot in spots:
+        chosen = plan(model, spot.sight, spot.region)
         shape = len(chosen.affected.positions), chosen.shared
         groups.setdefault(shape, []).extend(chosen._replace(settings=numbers) for numbers in settings)
     return list(groups.values())
@@ -72,13 +72,14 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
     """Every combination that is asked for."""
     extractor, weights = extractor_for(EXTRACTOR, options)
     _, pictures = texture_category(CATEGORY, train=0, test=options.images, size=options.size)
-    images, truths = (np.stack([picture[k] for picture in pictures]) for k in (0, 1))
+    images = np.stack([picture[0] for picture in pictures])
     for detector in DETECTORS:
         kinds = [kind for kind in KINDS if options.wanted(EXTRACTOR, detector, kind)]
         if not kinds:
             continue
         model = model_of(detector, extractor, options)
         settings = model.settings.replace(limit=options.limit or model.settings.limit)
+        spots = spots_of(model, images)
         for kind in kinds:
             grid = [settings.replace(**change) for change in GRID] if kind == "grid" else [settings]
             labels = {"extractor": EXTRACTOR, "weights": weights, "detector": detector, "kind": kind}
@@ -86,5 +87,6 @@ def cases(options: Options) -> Iterator[dict[str, Any]]:
                 **labels,
                 "size": options.size,
                 "batch": WIDTH,
-                **measured(plans_of(model, images, truths, grid), model),
+                **unreached(spots),
+                **measured(plans_of(model, spots, grid), model),
             }

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy import ndimage
 
 from f2pad_jax import Model
-from f2pad_jax.preparing import Plan, locate, plan
+from f2pad_jax.preparing import Plan, find_region, locate, plan
 from f2pad_jax.sights import Sight, look
+
+HIGHEST = 0.02  # share of a picture's pixels
+
+
+class Spot(NamedTuple):
+    """Where to look in a picture."""
+
+    sight: Sight
+    region: np.ndarray  # bool, of what the extractor sees
+    reached: bool  # whether a score reaches the threshold
 
 
 class Setup(NamedTuple):
@@ -46,17 +57,32 @@ def setup_of(model: Model) -> Setup:
     return Setup(extractor.name, params, extractor.spec, detector, statistics, mixture.mean, mixture.precision, scales)
 
 
-def given(model: Model, images: np.ndarray, truths: np.ndarray) -> list[tuple[Plan, Task]]:
-    """The same for both sides: region, n⁽⁰⁾ and fill of pictures uint8 (N, S, S, 3) with their masks (N, S, S)."""
-    sights = zip(look(model, images), truths, strict=True)
-    plans = [plan(model, sight, region_of(model, sight, truth)) for sight, truth in sights]
-    return [(chosen, task_of(model, chosen)) for chosen in plans]
+def spots_of(model: Model, images: np.ndarray) -> list[Spot]:
+    """Where to look in pictures, uint8 (N, S, S, 3).
+
+    Solves are measured, not detectors: where no score reaches the threshold, the region is that of the highest scores.
+    """
+    return [_spot(model, sight) for sight in look(model, images)]
 
 
-def region_of(model: Model, sight: Sight, truth: np.ndarray) -> np.ndarray:
-    """The region that is found, or where none is, the enlarged truth: solves are measured, not detectors."""
+def _spot(model: Model, sight: Sight) -> Spot:
     region = locate(model, sight).region
-    return region if region.any() else ndimage.binary_dilation(truth, iterations=model.procedure.dilation)
+    if region.any():
+        return Spot(sight, region, reached=True)
+    highest = float(np.quantile(sight.scores, 1 - HIGHEST))
+    eager = replace(model, procedure=replace(model.procedure, threshold=highest))
+    return Spot(sight, find_region(eager, sight.scores), reached=False)
+
+
+def unreached(spots: Sequence[Spot]) -> dict[str, int]:
+    """What a case says of pictures whose region is that of their highest scores."""
+    return {"images_below_threshold": sum(not spot.reached for spot in spots)}
+
+
+def given(model: Model, spots: Sequence[Spot]) -> list[tuple[Plan, Task]]:
+    """The same for both sides: region, n⁽⁰⁾ and fill."""
+    plans = [plan(model, spot.sight, spot.region) for spot in spots]
+    return [(chosen, task_of(model, chosen)) for chosen in plans]
 
 
 def task_of(model: Model, chosen: Plan) -> Task:

@@ -2,9 +2,9 @@
 
 The peers are the paper's loop in eager PyTorch, and this library's own algorithm in PyTorch, step by step the same,
 eager and with a compiled network. Both sides are given the same pictures, regions, n⁽⁰⁾, fills, weights and detector
-parameters, on the same device. The job is the weights of (14), the candidates, the solve, the mask and its cleaning.
-Ours takes all pictures in lanes; torch takes one after another with all cores, between passes of ours, so that other
-work on the machine weighs on both.
+parameters, on the same device; of "images_below_threshold" the region is that of their highest scores. The job is the
+weights of (14), the candidates, the solve, the mask and its cleaning. Ours takes all pictures in lanes; torch takes one
+after another with all cores, between passes of ours, so that other work on the machine weighs on both.
 
 `ratio` is images per second of ours over torch's. Seconds are per picture: of ours ("median_s") over passes through
 all pictures, of torch ("base_median_s") over the pictures. Ours compiles in its first pass, which counts apart, as the
@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from loop_tasks import Setup, Task, given, setup_of
+from loop_tasks import Setup, Task, given, setup_of, spots_of, unreached
 from problems import Options, extractor_for, model_of, use_all_cores
 from timing import spread
 from worker import need_torch, worker
@@ -128,7 +128,8 @@ def measured(model: Model, category: str, name: str, options: Options) -> dict[s
     images, truths = (np.stack([case[k] for case in cases]) for k in (0, 1))
     if options.limit is not None:
         model = replace(model, settings=model.settings.replace(limit=options.limit))
-    plans, tasks = map(list, zip(*given(model, images, truths), strict=True))
+    spots = spots_of(model, images)
+    plans, tasks = map(list, zip(*given(model, spots), strict=True))
     passes = min(PASSES, options.repeats)
     first, solved = one_pass(model, plans)
     ours, answers = [], {}
@@ -143,6 +144,7 @@ def measured(model: Model, category: str, name: str, options: Options) -> dict[s
     masks, iterations, losses, seconds = zip(*(answers[index] for index in range(len(tasks))), strict=True)
     return {
         "images": len(plans),
+        **unreached(spots),
         "ratio": round(statistics.mean(seconds) / statistics.median(ours), 3),
         **spread(ours),
         "base_mean_s": statistics.mean(seconds),

@@ -101,12 +101,7 @@ def load_arrays(folder: Path, *, kind: str, version: int) -> tuple[dict[str, Any
     Raises:
       InputError: no such folder, of another kind or version, changed since it was written, or not finite.
     """
-    if not folder.exists():
-        sweep(folder.parent)  # a save that was killed may have set it aside
-    if not folder.is_dir():
-        raise InputError("no such folder", where=folder, hint=f"name the folder of a {kind}")
-    if not is_checkpoint(folder, kind=kind):
-        raise InputError(f"is no {kind}: it holds no {kind}.json", where=folder, hint=f"name the folder of a {kind}")
+    check_source(folder, kind=kind)
     try:
         head = _verified_head(folder, kind, version)
         return _restore(folder / ARRAYS, head.pop("arrays")), head
@@ -141,6 +136,20 @@ def is_checkpoint(folder: Path, *, kind: str) -> bool:
 def seal(folder: Path) -> str:
     """SHA-256 of a checkpoint's list of digests, which names its content whatever the folder is called."""
     return hashlib.sha256((folder / SUMS).read_bytes()).hexdigest()
+
+
+def check_source(folder: Path, *, kind: str) -> None:
+    """Makes sure that a folder looks like one that `load_arrays` reads.
+
+    Raises:
+      InputError: no such folder, or of another kind.
+    """
+    if not folder.exists():
+        sweep(folder.parent)  # a save that was killed may have set it aside
+    if not folder.is_dir():
+        raise InputError("no such folder", where=folder, hint=f"name the folder of a {kind}")
+    if not is_checkpoint(folder, kind=kind):
+        raise InputError(f"is no {kind}: it holds no {kind}.json", where=folder, hint=f"name the folder of a {kind}")
 
 
 def check_target(folder: Path, *, kind: str) -> None:

@@ -11,7 +11,7 @@ from f2pad_jax.arguments import UNUSABLE, parser
 from f2pad_jax.configuration import parse
 from f2pad_jax.console import prepare_console, told_once
 from f2pad_jax.errors import InputError
-from f2pad_jax.startup import check_devices, prepare_jax
+from f2pad_jax.startup import prepare_jax
 
 INTERRUPTED, UNREAD = 130, 141
 
@@ -34,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         prepare_jax()
         from f2pad_jax import commands  # brings jax, which --help and mistyped options need not wait for
 
-        if arguments.run in commands.COMPUTING:
-            check_devices()
         with told_once():
             status = commands.COMMANDS[arguments.run](arguments)
         sys.stdout.flush()

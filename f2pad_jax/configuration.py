@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import re
 import tomllib
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import tomli_w
 
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.output import write_bytes
 
 SETTINGS = "settings.toml"
 OPTION = "--config"
 COMMAND = "command"  # the key that names the command
+LOST = re.compile("[\ud800-\udfff]")  # what stands in a name for bytes that are no UTF-8; TOML cannot hold it
 OURS = frozenset({"run", "config", COMMAND})  # of the parsed arguments, what is no option
 
 
@@ -65,11 +68,18 @@ def write_settings(folder: Path, arguments: argparse.Namespace) -> None:
 
     Raises:
       InputError: the file cannot be written.
+
+    Warns:
+      InputWarning: a name is no UTF-8, which TOML cannot hold; the file says so as well.
     """
     values = {name: _plain(value) for name, value in vars(arguments).items() if name not in OURS and value is not None}
     values = {name.replace("_", "-"): value for name, value in values.items() if value != []}
-    text = tomli_w.dumps({COMMAND: arguments.run, **values})
-    write_bytes(folder / SETTINGS, text.encode("utf-8", "replace"))
+    text, lost = LOST.subn("\N{REPLACEMENT CHARACTER}", tomli_w.dumps({COMMAND: arguments.run, **values}))
+    told = "# A name here is no UTF-8 and cannot be written: this file does not repeat the run.\n" if lost else ""
+    write_bytes(folder / SETTINGS, f"{told}{text}".encode())
+    if lost:
+        what = "does not repeat the run: a name is no UTF-8 and cannot be written"
+        warnings.warn(InputWarning(what, where=folder / SETTINGS, hint="rename the picture or folder"), stacklevel=2)
 
 
 def _plain(value: Any) -> Any:

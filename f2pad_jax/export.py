@@ -78,10 +78,19 @@ def export(model: Model, path: Path) -> None:
     Raises:
       InputError: no exporter writes such a file, or it cannot be written.
     """
+    check_export(path)
+    EXPORTERS[path.suffix](model, path)
+
+
+def check_export(path: Path) -> None:
+    """Makes sure that an exporter writes such a file, and that the file can be written.
+
+    Raises:
+      InputError: none does, or it cannot.
+    """
     if path.suffix not in EXPORTERS:
         endings = ", ".join(filter(None, EXPORTERS))
         raise InputError("is of no known form", where=path, hint=f"end it in {endings}, or in nothing for a folder")
     check_outside(path.parent)
     if path.suffix:
         check_file(path)
-    EXPORTERS[path.suffix](model, path)

@@ -139,19 +139,21 @@ def fit(
       seed: of the split, the coreset or flow, and the mixture.
       settings: numbers of the solve.
       procedure: choices around it.
-      options: further arguments of the detector's own `fit`, such as `rank` of PaDiM.
+      options: further arguments of the detector's own `fit`, such as `rank` of PaDiM, within the ranges that its types
+        name.
       inpainter: masked autoencoder of the pictures' size, which the start "autoencoder" needs.
       roi: region of interest, bool: (H, W), brought to the pictures' size by nearest neighbour, or one for each
         picture, (N, H, W). Thresholds are those of its pixels; the model keeps one that all pictures share.
       white_level: the level of white of pictures with more than eight bits, these and those to come.
 
     Raises:
-      InputError: unknown detector, option or choice, too few pictures, pictures of the wrong kind or smaller than the
-        extractor is to see them, an inpainter that is missing or works at another size, or an empty region of interest.
+      InputError: unknown detector, option or choice, an option out of range, too few pictures, pictures of the wrong
+        kind or smaller than the extractor is to see them, an inpainter that is missing or works at another size, or an
+        empty region of interest.
     """
     options = options or {}
     if isinstance(detector, str):
-        check_options(detector_class(detector), options)
+        options = check_options(detector_class(detector), options)
     elif options:
         raise InputError(f"{detector.name} is fitted already", hint="leave its options out")
     check_procedure(procedure)

@@ -28,7 +28,7 @@ from f2pad_jax.data.images import read_image, read_mask, resize_image, resize_ma
 from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.interest import cells_inside
 from f2pad_jax.maps import read_map
-from f2pad_jax.output import write_bytes
+from f2pad_jax.output import check_file, write_bytes
 from f2pad_jax.report import colour_scale, heat
 from f2pad_jax.tiles import HEAT, Scale
 
@@ -91,6 +91,7 @@ def write_report(results: Path, out: Path) -> int:
     if out.suffix.casefold() not in PAGES and os.path.realpath(out.parent) == os.path.realpath(results):
         raise InputError("may be one of the results", where=out, hint=f"end the page's name in {PAGES[0]}")
     lines = read_lines(results)
+    check_file(out)
     environment = Environment(
         loader=PackageLoader("f2pad_jax"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )

@@ -22,6 +22,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.interest import check_roi
 from f2pad_jax.model import Model
 from f2pad_jax.preparing import locate
+from f2pad_jax.reducing import Shape
 from f2pad_jax.segmentation import Segmentation, in_groups, segment_regions
 from f2pad_jax.sights import foreign_scores, look, with_map
 
@@ -151,20 +152,27 @@ def calibrate(model: Model, normal_maps: Sequence[np.ndarray]) -> Model:
       InputError: too few maps, no such arrays, or maps that tell nothing, such as masks.
     """
     check_whole(model)
-    check_count(normal_maps)
-    inside = np.ones(model.seen, bool) if model.inside is None else model.inside[0]
-    brought = [foreign_scores(check_map(values), model.seen)[inside] for values in normal_maps]
-    return replace(model, units=units_of(brought))
+    return replace(model, units=find_units(normal_maps, model.seen, None if model.inside is None else model.inside[0]))
 
 
-def check_count(normal_maps: Sequence[np.ndarray]) -> None:
-    """Makes sure that there are maps enough for `calibrate`.
+def find_units(normal_maps: Sequence[np.ndarray], seen: Shape, inside: np.ndarray | None = None) -> Units:
+    """The units of another detector's score maps, before there is a model.
+
+    Args:
+      normal_maps: as for `calibrate`.
+      seen: height and width of what the model's extractor will see.
+      inside: the region of interest in it, of that shape, bool.
 
     Raises:
-      InputError: there are not.
+      InputError: as for `calibrate`.
     """
     if len(normal_maps) < FEWEST:
         raise InputError(f"{len(normal_maps)} maps of normal pictures are too few", hint=f"give at least {FEWEST}")
+    checked = [check_map(values) for values in normal_maps]
+    if all(len(np.unique(values)) <= 2 for values in checked):
+        raise InputError("the score maps of normal pictures hold one value or two", hint="give scores, not masks")
+    inspected = slice(None) if inside is None else inside
+    return units_of([foreign_scores(values, seen)[inspected] for values in checked])
 
 
 def check_whole(model: Model) -> None:

@@ -36,6 +36,8 @@ def prepare_jax() -> None:
 def check_devices() -> None:
     """Makes sure that JAX can compute, which it does not say before it is asked to.
 
+    Accelerators take seconds to start, so commands look at the paths they are given first.
+
     Raises:
       InputError: it finds none of the devices that it was told to use.
     """

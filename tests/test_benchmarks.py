@@ -8,6 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -23,8 +24,9 @@ from f2pad_jax.core.adan import scale_by_adan
 from f2pad_jax.core.sharing import share_gradients
 from f2pad_jax.data.textures import texture_category
 from f2pad_jax.fitting import fit
+from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.preparing import Start, build
+from f2pad_jax.preparing import Start, build, locate
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -138,6 +140,21 @@ def test_lane_steps_are_counted(run: ModuleType, tmp_path: Path, monkeypatch: py
     assert figures["ratio"] == pytest.approx(figures["lane_steps"] / figures["iterations"], abs=1e-3)
     assert figures["ratio"] >= 1
     assert 0 < figures["min_s"] <= figures["median_s"] <= figures["max_s"]
+    assert 0 <= figures["images_below_threshold"] <= 2
+
+
+def test_a_region_needs_no_truth(run: ModuleType, tiny_model: Model) -> None:
+    tasks, image = import_module("loop_tasks"), texture_category("brick", train=1, test=1, size=64)[1][0][0][None]
+    (found,) = spots = tasks.spots_of(tiny_model, image)
+    np.testing.assert_array_equal(found.region, locate(tiny_model, found.sight).region)
+    assert found.region.any()
+    assert tasks.unreached(spots) == {"images_below_threshold": 0}
+    # Where nothing reaches the threshold, the highest scores are taken.
+    strict = replace(tiny_model, procedure=replace(tiny_model.procedure, threshold=1e9))
+    (other,) = spots = tasks.spots_of(strict, image)
+    assert tasks.unreached(spots) == {"images_below_threshold": 1}
+    assert other.region[other.sight.scores > np.quantile(other.sight.scores, 1 - tasks.HIGHEST)].all()
+    assert not other.region.all()
 
 
 def test_stages_of_a_job_are_counted_once(run: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,7 +200,7 @@ def test_the_loop_in_torch_minimises_our_objective(name: str, run: ModuleType, l
     loop, tasks = import_module("torch_loop"), import_module("loop_tasks")
     normals, cases = texture_category("ihc", train=10, test=1, size=64)
     model = fit(normals, detector=name, extractor=lite0)
-    ((chosen, task),) = tasks.given(model, cases[0][0][None], cases[0][1][None])
+    ((chosen, task),) = tasks.given(model, tasks.spots_of(model, cases[0][0][None]))
     assert task.region.any()
     # From the fill, neighbours share.
     fill = chosen.start.fill
@@ -239,7 +256,7 @@ def test_our_algorithm_in_torch_takes_the_same_steps(
     loop, tasks, solver = import_module("torch_loop"), import_module("loop_tasks"), import_module("torch_solver")
     normals, cases = texture_category("ihc", train=10, test=1, size=64)
     model = fit(normals, detector="padim", extractor=lite0)
-    ((chosen, task),) = tasks.given(model, cases[0][0][None], cases[0][1][None])
+    ((chosen, task),) = tasks.given(model, tasks.spots_of(model, cases[0][0][None]))
     start = Start(chosen.start.fill if filled else task.image, chosen.start.fill, filled=filled)
     chosen = chosen._replace(start=start, shared=filled)
     setup = loop.upload(tasks.setup_of(model), torch.device("cpu"))

@@ -486,9 +486,40 @@ def test_a_device_that_is_not_there_is_one_line(
 
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setattr(jax, "devices", devices)
-    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1"):
+    for command in (COMMANDS["fit"], "demo", "experiment kinds --jobs 1", "weights verify"):
         _fails(work, command, "JAX_PLATFORMS=cuda: JAX finds no device (AssertionError); name what is there", capsys)
     assert main(["weights", "list"]) == 0
+
+
+MISTYPED = [
+    "fit nowhere {fit}",
+    "fit set/brick {fit} --roi nowhere",
+    "fit set/brick {fit} --maps nowhere",
+    "fit set/brick {fit} --weights nowhere",
+    "fit set/brick {fit} --inpainter nowhere",
+    "fit set/brick --from nowhere",
+    "train-mae nowhere",
+    "tune nowhere set/brick",
+    "tune model nowhere",
+    "segment nowhere set/brick/train/good",
+    "segment model set/brick/train/good --roi nowhere",
+    "segment model set/brick/train/good --maps nowhere",
+    "segment model set/brick/train/good --weights nowhere",
+    "evaluate nowhere set/brick",
+    "evaluate model nowhere",
+    "export nowhere --out model.onnx",
+    "export model --out nowhere/model.onnx",
+    "experiment real --data nowhere",
+    "experiment table1 --extractor resnet18 --weights nowhere",
+]
+
+
+@pytest.mark.parametrize("command", MISTYPED)
+def test_a_mistyped_path_does_not_wait_for_devices(
+    work: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(jax, "devices", lambda: pytest.fail("waited"))
+    _fails(work, command, "nowhere: ", capsys)
 
 
 def test_an_interruption_is_one_line(
@@ -547,8 +578,7 @@ MISUSES = {
     "fit set/brick {fit} --inpainter nowhere": "no such autoencoder",
     "fit set/brick {fit} --inpainter model": "is no autoencoder",
     "fit set/brick {cflow} --option flow=set/manifest.json": "not a usable weight file",
-    "fit set/brick {cflow} --option flow=nowhere.pt": "nowhere.pt",
-    "fit set/brick {cflow} --option flow=nowhere.pt --option checkpoint=training": "leave checkpoint out",
+    "fit set/brick {cflow} --option flow=set/manifest.json --option checkpoint=training": "leave checkpoint out",
     "fit set/brick {cflow} --option checkpoint=set": "is no flow-training",
     "train-mae nowhere": "no such folder",
     "train-mae set/brick --size 50": "multiple of 16",
@@ -577,7 +607,9 @@ MISUSES = {
     "synthesize set/brick --count 10": "cannot be made",
     "synthesize set/brick --count 2 --out set": "exists already",
     "synthesize set/brick --count 2 --masks nowhere": "no such folder",
-    "synthesize textures --structural": "--structural",
+    "synthesize textures --structural": "textures take no --structural; leave it out",
+    "synthesize textures --layout mvtec": "textures take no --layout",
+    "synthesize textures --white-level 255": "textures take no --white-level",
     "synthesize textures --out model/set": "folder of a model",
     "report set --out model/report.html": "folder of a model",
     "experiment kinds --out model/results": "folder of a model",
@@ -599,6 +631,8 @@ VAIN = {
     "fit set/brick {fit} --out set/manifest.json/model": "cannot be written (Not a directory)",
     "fit set/brick {fit} --out model/other": "folder of a model",
     f"fit set/brick {{fit}} --maps {TRUTH}": "2 maps of normal pictures are too few",
+    "fit set/brick {fit} --maps blank": "hold one value or two; give scores, not masks",
+    "fit set/brick {cflow} --option flow=nowhere.pt": "option flow of cflow is 'nowhere.pt'; path does not point to a",
     "tune model set/brick --out model/tuned": "folder of a model",
     "export model --out nowhere/model.stablehlo": "nowhere: no such folder",
     "export model --out model/model.stablehlo": "folder of a model",
@@ -614,6 +648,9 @@ def test_work_that_would_be_lost_is_not_begun(
         monkeypatch.setattr(making, name, lambda *_, **__: pytest.fail("worked in vain"))
     monkeypatch.setitem(EXPORTERS, ".stablehlo", lambda *_: pytest.fail("worked in vain"))
     (work / "set.stablehlo").mkdir()
+    (work / "blank").mkdir()
+    for number in range(3):
+        write_png(work / f"blank/{number}.png", np.zeros((SIZE, SIZE), bool))
     _fails(work, command, VAIN[command], capsys)
 
 

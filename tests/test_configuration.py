@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tomllib
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from f2pad_jax.cli import main, parser
 from f2pad_jax.configuration import SETTINGS, parse, write_settings
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 
 COMMANDS = [
     "demo --detector padim --detector cflow --images 3 --out d",
@@ -124,4 +125,15 @@ def test_odd_names_are_written(tmp_path: Path) -> None:
     names = ['a "b".png', "日本\n.png", "c\\d.png"]
     arguments = parse(parser(), ["segment", "m", *names, "--out", "r"])
     write_settings(tmp_path, arguments)
-    assert tomllib.loads((tmp_path / SETTINGS).read_text("utf-8"))["pictures"] == names
+    text = (tmp_path / SETTINGS).read_text("utf-8")
+    assert tomllib.loads(text)["pictures"] == names
+    assert not text.startswith("#")
+
+
+def test_a_name_that_toml_cannot_hold_is_told(tmp_path: Path) -> None:
+    arguments = parse(parser(), ["segment", "m", os.fsdecode(b"caf\xe9.png"), "--out", "r"])
+    with pytest.warns(InputWarning, match="settings.toml: does not repeat the run: a name is no UTF-8"):
+        write_settings(tmp_path, arguments)
+    text = (tmp_path / SETTINGS).read_text("utf-8")
+    assert text.startswith("# A name here is no UTF-8 and cannot be written: this file does not repeat the run.\n")
+    assert tomllib.loads(text)["pictures"] == ["caf\N{REPLACEMENT CHARACTER}.png"]

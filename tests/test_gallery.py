@@ -131,6 +131,14 @@ def test_a_page_replaces_no_result(results: Path, capsys: pytest.CaptureFixture)
     assert (results / "results.jsonl").read_bytes() == lines
 
 
+def test_a_page_that_cannot_be_written_is_not_begun(
+    results: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gallery, "_rows", lambda *_: pytest.fail("worked in vain"))
+    with pytest.raises(InputError, match="none: no such folder; make it first"):
+        write_report(results, tmp_path / "none/page.html")
+
+
 def test_names_that_several_pictures_have_tell_the_folder(results: Path, tmp_path: Path) -> None:
     lines = (results / "results.jsonl").read_text("utf-8").splitlines()
     (results / "results.jsonl").write_text(

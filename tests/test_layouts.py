@@ -46,6 +46,7 @@ def root(tmp_path: Path) -> Path:
 def test_layout(root: Path) -> None:
     (root / "train" / "good" / ".hidden.png").write_bytes(b"")
     (root / "train" / "good" / "notes.txt").write_text("")
+    (root / "train" / "good" / "Thumbs.db").write_text("")
     (root / "test" / ".cache").mkdir()
     category = open_category(root)
     with pytest.warns(
@@ -381,6 +382,39 @@ def test_a_good_picture_whose_mask_is_not_black(root: Path) -> None:
         read_test(open_category(root).test[2])
 
 
+def test_a_defect_that_no_mask_shows_is_told(root: Path) -> None:
+    black, whole, _ = open_category(root).test
+    write_png(root / "ground_truth/crack/000_mask.png", np.zeros((8, 8), bool))
+    with pytest.warns(InputWarning, match="000_mask.png: is the mask of a defect, but black: the picture counts"):
+        assert not read_test(black, 8)[1].any()
+    write_png(root / "ground_truth/crack/001_mask.png", np.arange(64).reshape(8, 8) == 0)
+    assert read_test(whole)[1].sum() == 1
+    with pytest.warns(InputWarning, match="001.png: its defect is lost when it is resized: the picture counts as good"):
+        assert not read_test(whole, 4)[1].any()
+
+
+def test_no_two_pictures_have_one_mask(root: Path) -> None:
+    mask = root / "ground_truth/crack/000_mask.png"
+    _picture(root / "test/crack/a.png")
+    _picture(root / "test/crack/A.png")
+    if len(list((root / "test/crack").iterdir())) < 4:
+        pytest.skip("A and a are one name here")
+    mask.with_name("a_mask.png").write_bytes(mask.read_bytes())
+    with pytest.raises(InputError, match="a.png: has the name of A.png; rename one of them"):
+        open_category(root)
+
+
+def test_masks_of_a_picture_may_have_pages(root: Path) -> None:
+    levels = [np.indices((8, 8)).sum(axis=0) == diagonal for diagonal in (1, 2, 3)]
+    pages = [Image.fromarray(np.uint8(255) * level.astype(np.uint8)) for level in levels]
+    (root / "ground_truth/crack/000_mask.png").unlink()
+    folder = root / "ground_truth/crack/000"
+    folder.mkdir()
+    pages[0].save(folder / "0.tif", save_all=True, append_images=pages[1:2])
+    pages[2].save(folder / "1.png")
+    np.testing.assert_array_equal(read_test(open_category(root).test[0])[1], np.any(levels, axis=0))
+
+
 def test_training_needs_no_tests(root: Path) -> None:
     shutil.rmtree(root / "test")
     shutil.rmtree(root / "ground_truth")
@@ -456,6 +490,20 @@ def test_list_images(tmp_path: Path) -> None:
         list_images([a, tmp_path / "empty"])
     with pytest.raises(InputError, match="no picture was named"):
         list_images([])
+
+
+def test_files_in_a_folder_that_are_no_pictures_are_told(tmp_path: Path) -> None:
+    pictures = [_picture(tmp_path / name) for name in ("a.png", "b.PNG")]
+    for name in (".notes", ".DS_Store", "Thumbs.db", "desktop.ini", "a.json", "b.PNG.xmp", "c.npy", "scores.npz"):
+        (tmp_path / name).touch()
+    assert list_images([tmp_path]) == pictures
+    (tmp_path / "notes.txt").touch()
+    with pytest.warns(InputWarning, match=f"{tmp_path.name}: files that are no pictures are left out: notes.txt; save"):
+        assert list_images([tmp_path]) == pictures
+    for number in range(4):
+        (tmp_path / f"{number}.heic").touch()
+    with pytest.warns(InputWarning, match="are left out: 0.heic, 1.heic, 2.heic and 2 more; save pictures as PNG"):
+        assert list_images([tmp_path]) == pictures
 
 
 def test_a_new_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:

@@ -177,8 +177,10 @@ def test_units_that_are_not_known_are_not_guessed(tiny_model: Model, case: tuple
         refine(tiny_model, image, made[-1])
     with pytest.raises(InputError, match="2 maps of normal pictures are too few"):
         calibrate(tiny_model, made[:2])
+    with pytest.raises(InputError, match="hold one value or two; give scores, not masks"):
+        calibrate(tiny_model, [truth] * 3)
     with pytest.raises(InputError, match="hold one value; give scores, not masks"):
-        calibrate(tiny_model, [np.zeros((4, 4))] * 3)
+        calibrate(tiny_model, [np.minimum(np.linspace(-1, 3, 64).reshape(8, 8), 0)] * 3)
     with pytest.raises(InputError, match="works in windows"):
         calibrate(replace(tiny_model, windowed=True), made)
     with pytest.raises(InputError, match="there are 2 score maps of 1 pictures"):

@@ -345,19 +345,22 @@ def test_every_kind_of_anomaly_has_a_row_beside_what_needs_no_network(
 ) -> None:
     made = replace(registry.EXPERIMENTS["kinds"], kinds=("colour", "grey"))
     monkeypatch.setitem(registry.EXPERIMENTS, "kinds", made)
-    assert main(["experiment", "kinds", *ONE, "--images", "4", "--out", str(tmp_path)]) == 0
+    assert main(["experiment", "kinds", *ONE, "--images", "6", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "kinds.png").is_file()
     colour, grey, mean = rows(tmp_path, "kinds")
     assert [row[:2] for row in (colour, grey, mean)] == [["padim", name] for name in ("colour", "grey", "**mean**")]
-    assert [row[2] for row in (colour, grey, mean)] == ["2", "2", "4"]
+    assert [row[2] for row in (colour, grey, mean)] == ["3", "3", "6"]
     alone = run_of(tmp_path, "kinds", "composing=False")
     run = run_of(tmp_path, "kinds", "full")
+    low, high = run["interval"]["f2pad_iou"]
+    assert low <= run["f2pad"]["iou"] <= high
+    assert mean[9] == f"{run['f2pad']['iou']:.1f} ({low:.1f} to {high:.1f})"
     category = sets.read_category(tmp_path / "sets" / "brick")
     for row, folder in ((colour, "color"), (grey, "grey")):
         chosen = [k for k, name in enumerate(category.names) if name.startswith(folder)]
         images = [image for image in run["per_image"] if image["image"].startswith(folder)]
         assert row[3] == f"{np.mean([image['backbone_iou'] for image in images]):.1f}"
-        assert row[9].startswith(f"{np.mean([image['f2pad_iou'] for image in images]):.1f} (")
+        assert row[9] == f"{np.mean([image['f2pad_iou'] for image in images]):.1f} (–)"
         before = [image["f2pad_iou"] for image in alone["per_image"] if image["image"].startswith(folder)]
         assert row[8] == f"{np.mean(before):.1f}"
         # Grey photographs have no chroma: whatever has any is marked.

@@ -23,5 +23,3 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "experiment": run_experiment,
     "weights": run_weights,
 }
-COMPUTING = COMMANDS.keys() - {"synthesize", "report", "experiment", "weights"}
-"""The commands that need a device of JAX; `experiment` asks for one itself, unless its workers do."""

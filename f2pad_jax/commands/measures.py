@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from f2pad_jax import report
 from f2pad_jax.checkpoint import check_outside
-from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
+from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, open_model, results_folder, warn
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_category
@@ -28,7 +28,6 @@ from f2pad_jax.evaluation import (
 )
 from f2pad_jax.fitting import fit
 from f2pad_jax.model import Model
-from f2pad_jax.model_file import load_model
 from f2pad_jax.output import make_folder, owned, write_bytes, write_json
 from f2pad_jax.picture_files import flat_stems
 from f2pad_jax.picture_jobs import panel_row
@@ -46,6 +45,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
     from f2pad_jax.data.textures import texture_category
 
     detectors = [detector_class(name).name for name in dict.fromkeys(arguments.detector or ["patchcore"])]
+    check_outside(arguments.out)
+    check_devices()
     extractor = load_extractor("efficientnet_lite0")
     runs, rows = [], []
     with owned(out := results_folder(arguments.out)):
@@ -65,7 +66,8 @@ def run_demo(arguments: argparse.Namespace) -> int:
 def run_evaluate(arguments: argparse.Namespace) -> int:
     """Measures a model on a category's test pictures."""
     category = open_category(arguments.dataset, need_masks=arguments.oracle, layout=arguments.layout)
-    model = load_model(arguments.model, weights=arguments.weights)
+    check_outside(arguments.out)
+    model = open_model(arguments)
     images, masks, cases, failures = load_category(
         category, None if model.windowed else model.shape, white_level=model.white_level
     )
@@ -112,8 +114,6 @@ def run_experiment(arguments: argparse.Namespace) -> int:
         return DONE
     if arguments.parts:
         raise InputError("takes no folders", where=arguments.name, hint="give MVTec AD with --data")
-    if arguments.jobs == 1:
-        check_devices()
     ways = {ORACLE: arguments.oracle, DEFAULT: arguments.untuned, PRINTED: arguments.paper}
     request = Request(
         arguments.name,

@@ -7,30 +7,30 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-
 from f2pad_jax import doubts
 from f2pad_jax.checkpoint import check_target
-from f2pad_jax.commands.telling import DONE, warn
+from f2pad_jax.commands.telling import DONE, open_model, warn
 from f2pad_jax.core import Settings
 from f2pad_jax.data.images import read_image
 from f2pad_jax.data.layouts import open_category
 from f2pad_jax.data.loading import load_images, load_tests
-from f2pad_jax.detectors import Detector, check_options, detector_class, options_of
+from f2pad_jax.detectors import Detector, check_options, detector_class
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import check_masks, plain_settings
 from f2pad_jax.fitting import draw_shots, fit
 from f2pad_jax.grouping import check_fit
-from f2pad_jax.interest import read_roi
-from f2pad_jax.maps import calibrate, check_count, list_maps, read_map
-from f2pad_jax.model_file import load_model, save_model
+from f2pad_jax.interest import brought, cells_inside, read_roi
+from f2pad_jax.maps import find_units, list_maps, read_map
+from f2pad_jax.model_file import save_model
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.procedure import Procedure, paper_settings
 from f2pad_jax.reducing import seen_shape, work_shape
+from f2pad_jax.startup import check_devices
 from f2pad_jax.trained import load_trained
 from f2pad_jax.tuning import tune
 from f2pad_jax.weights import load_extractor
-from f2pad_jax.weights.inpainters import load_inpainter
+from f2pad_jax.weights.inpainters import check_inpainter, load_inpainter
+from f2pad_jax.weights.weight_files import check_readable
 from f2pad_jax.windows import FITTED, training_windows
 
 SIZE = 224  # side of a square with as many pixels as an extractor sees
@@ -40,7 +40,6 @@ OWN = ("detector", "extractor", "weights", "option", "windows", "inpainter", "pa
 def run_fit(arguments: argparse.Namespace) -> int:
     """Fits a detector to `train/good` of a category."""
     check_target(arguments.out, kind="model")
-    detector, extractor, options, fixed = _choose_detector(arguments)
     settings, procedure = paper_settings() if arguments.paper else (Settings(), Procedure())
     white = arguments.white_level
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
@@ -54,6 +53,8 @@ def run_fit(arguments: argparse.Namespace) -> int:
         paths = [paths[index] for index in draw_shots(len(paths), arguments.shots, seed=arguments.seed)]
     procedure = replace(procedure, false_alarms=arguments.false_alarms)
     roi = inside = None if arguments.roi is None else read_roi(arguments.roi)
+    normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
+    detector, extractor, options, fixed = _choose_detector(arguments)
     inpainter = load_inpainter(arguments.inpainter) if arguments.inpainter else None
     own = read_image(paths[0], white_level=white).shape[:2] if arguments.windows is None else (arguments.windows,) * 2
     side = arguments.size or SIZE
@@ -63,11 +64,12 @@ def run_fit(arguments: argparse.Namespace) -> int:
         if arguments.windows is not None:
             raise InputError("--windows goes with neither --inpainter nor --paper", hint="leave one of them out")
         shape = seen = (side, side)
-    normal_maps = [] if arguments.maps is None else [read_map(path) for path in list_maps(arguments.maps).values()]
-    if normal_maps:
+    units = None
+    if arguments.maps is not None:
         if arguments.windows is not None:
             raise InputError("--windows does not go with --maps", hint="leave one of them out")
-        check_count(normal_maps)
+        met = None if roi is None else cells_inside(brought(roi, shape), shape, seen)
+        units = find_units(normal_maps, seen, met)
     if arguments.memory is not None:
         count = len(paths) if arguments.windows is None else max(len(paths), FITTED)
         check_fit(extractor, count, shape, seen, arguments.memory)
@@ -91,9 +93,7 @@ def run_fit(arguments: argparse.Namespace) -> int:
         roi=inside,
         white_level=white,
     )
-    if normal_maps:
-        model = calibrate(model, normal_maps)
-    save_model(replace(model, windowed=arguments.windows is not None, roi=roi), arguments.out)
+    save_model(replace(model, windowed=arguments.windows is not None, roi=roi, units=units), arguments.out)
     what = "pictures" if arguments.windows is None else "windows"
     reduced = "" if seen == shape else f", of which the extractor sees {seen[1]} × {seen[0]}"
     print(
@@ -111,6 +111,8 @@ def _choose_detector(
         for name in OWN:
             if getattr(arguments, name):
                 raise InputError(f"--{name} does not go with --from", hint="leave one of them out")
+        check_readable(checkpoint)
+        check_devices()
         found = load_trained(checkpoint, size=arguments.size, precision=arguments.precision)
         return found.detector, found.extractor, {}, found.seen
     if arguments.detector is None or arguments.extractor is None:
@@ -119,6 +121,11 @@ def _choose_detector(
     options = parse_options(detector, arguments.option)
     if arguments.paper:
         options = {**detector.published, **options}
+    if arguments.weights is not None:
+        check_readable(arguments.weights)
+    if arguments.inpainter:
+        check_inpainter(arguments.inpainter)
+    check_devices()
     extractor = load_extractor(arguments.extractor, weights=arguments.weights, precision=arguments.precision)
     return detector.name, extractor, options, None
 
@@ -131,6 +138,7 @@ def run_train_mae(arguments: argparse.Namespace) -> int:
     small_spec(arguments.size)
     check_target(arguments.out, kind=AUTOENCODER)
     paths = open_category(arguments.dataset, need_test=False, layout=arguments.layout).train
+    check_devices()
     images, failures = load_images(paths, arguments.size, white_level=arguments.white_level)
     if failures:
         raise failures[0][1]
@@ -145,7 +153,7 @@ def run_tune(arguments: argparse.Namespace) -> int:
     category = open_category(
         arguments.dataset, need_test=arguments.oracle, need_masks=arguments.oracle, layout=arguments.layout
     )
-    model = load_model(arguments.model, weights=arguments.weights)
+    model = open_model(arguments)
     oracle = None
     if arguments.oracle:
         images, masks, _, failures = load_tests(category.test, model.shape, white_level=model.white_level)
@@ -163,10 +171,11 @@ def run_tune(arguments: argparse.Namespace) -> int:
 
 def run_export(arguments: argparse.Namespace) -> int:
     """Writes a model in a form that other programs read."""
-    from f2pad_jax.export import export
+    from f2pad_jax.export import check_export, export
     from f2pad_jax.pretrained import without_pictures
 
-    model = load_model(arguments.model, weights=arguments.weights)
+    check_export(arguments.out)
+    model = open_model(arguments)
     if arguments.without_pictures:
         model = without_pictures(model)
     export(model, arguments.out)
@@ -184,15 +193,4 @@ def parse_options(detector: type[Detector], texts: Sequence[str]) -> dict[str, A
     for name, sign, _ in pairs:
         if not sign:
             raise InputError(f"--option {name} has no value", hint="write NAME=VALUE")
-    options = {name: value for name, _, value in pairs}
-    check_options(detector, options)
-    types = options_of(detector)
-    for name, value in options.items():
-        try:
-            options[name] = TypeAdapter(types[name]).validate_python(value)
-        except ValidationError as error:
-            reason = error.errors()[0]["msg"]
-            raise InputError(
-                f"option {name} of {detector.name} is {value!r}", hint=reason[0].lower() + reason[1:]
-            ) from error
-    return options
+    return check_options(detector, {name: value for name, _, value in pairs})

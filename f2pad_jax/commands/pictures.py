@@ -9,14 +9,13 @@ from pathlib import Path
 
 from f2pad_jax import __version__, doubts
 from f2pad_jax.checkpoint import check_outside, seal
-from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, results_folder, warn
+from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, open_model, results_folder, warn
 from f2pad_jax.configuration import write_settings
 from f2pad_jax.data.folders import list_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
 from f2pad_jax.interest import brought, digest_of, read_roi
 from f2pad_jax.maps import check_stems, check_units, list_maps
-from f2pad_jax.model_file import load_model
 from f2pad_jax.output import owned
 from f2pad_jax.picture_files import segment_files
 from f2pad_jax.picture_jobs import Job, segment_here
@@ -31,8 +30,9 @@ def run_synthesize(arguments: argparse.Namespace) -> int:
     check_outside(arguments.out.parent)
     kinds = tuple(dict.fromkeys(arguments.kind or ["colour"]))
     if arguments.normals == Path("textures") and not arguments.normals.exists():
-        if arguments.masks or arguments.structural:
-            raise InputError("textures take neither --masks nor --structural", hint="leave them out")
+        for name in ("masks", "structural", "layout", "white_level"):
+            if getattr(arguments, name):
+                raise InputError(f"textures take no --{name.replace('_', '-')}", hint="leave it out")
         make_textures(
             arguments.out,
             seed=arguments.seed,
@@ -60,27 +60,29 @@ def run_segment(arguments: argparse.Namespace) -> int:
     """Segments pictures and folders of pictures."""
     if arguments.workers is not None and not arguments.ray:
         raise InputError("--workers goes with --ray", hint="add --ray, or leave it out")
+    if arguments.maps is not None and arguments.grow:
+        raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     paths = list_images(arguments.pictures)
-    model = load_model(arguments.model, weights=arguments.weights)
+    roi = None if arguments.roi is None else read_roi(arguments.roi)
+    maps = None if arguments.maps is None else list_maps(arguments.maps)
+    if maps is not None:
+        check_stems(paths)
+    check_outside(arguments.out)
+    model = open_model(arguments)
     if arguments.threshold is not None:
         model = replace(model, procedure=replace(model.procedure, threshold=arguments.threshold))
-    if arguments.roi is not None:
-        roi = read_roi(arguments.roi)
+    if roi is not None:
         model = replace(model, roi=roi)
         if not model.windowed:
             brought(roi, model.shape)  # whose error is the same for all pictures
     options = {"smallest_defect": arguments.smallest_defect}
-    if arguments.maps is None:
+    if maps is None:
         options["grow"] = arguments.grow
-    elif arguments.grow:
-        raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     else:
         check_units(model)
-        check_stems(paths)
     limit = None if arguments.memory is None else budget(model, arguments.memory)
     if limit is not None:
         limit.check(model.shape)
-    maps = None if arguments.maps is None else list_maps(arguments.maps)
     out = results_folder(arguments.out)
     told = [seal(arguments.model), model.threshold, digest_of(model.roi), options, arguments.pixel_size]
     made_by = " ".join([__version__, *map(repr, told)])

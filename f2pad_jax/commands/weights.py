@@ -7,16 +7,21 @@ import argparse
 from f2pad_jax import report
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain
 from f2pad_jax.errors import InputError
+from f2pad_jax.startup import check_devices
 from f2pad_jax.weights import fetch_weights, import_weights, list_weights, verify_weights
 from f2pad_jax.weights.listing import describe, weights_table
+from f2pad_jax.weights.weight_files import check_readable
 
 
 def run_weights(arguments: argparse.Namespace) -> int:
     """Lists, fetches, imports or checks weights."""
+    if arguments.action == "list":
+        report.Terminal().print(weights_table(list_weights()))
+        return DONE
+    if arguments.action == "import":
+        check_readable(arguments.file)
+    check_devices()
     match arguments.action:
-        case "list":
-            report.Terminal().print(weights_table(list_weights()))
-            return DONE
         case "fetch":
             found = (fetch_weights(arguments.name),)
         case "import":

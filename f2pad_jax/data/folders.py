@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from f2pad_jax.data.decoding import TIFFS, pages_of
+from f2pad_jax.data.decoding import TIFFS, pages_of, split_page
 from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.output import check_movable, sweep, temporary_name
 
@@ -17,6 +17,10 @@ RECORDS = "results.jsonl"  # in a folder of results
 SUFFIXES = TIFFS | frozenset(
     [".png", ".jpg", ".jpeg", ".jfif", ".jp2", ".bmp", ".webp", ".avif", ".gif", ".tga", ".pnm", ".ppm", ".pgm", ".pbm"]
 )
+
+SHOWN = 3  # names of files in one line
+LITTER = frozenset(["thumbs.db", ".ds_store", "desktop.ini"])  # of file browsers
+MAPS = frozenset([".npy", ".npz"])  # of scores, which may lie beside their pictures
 
 
 def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -30,7 +34,8 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
       InputError: a folder holds no picture, or nothing was named.
 
     Warns:
-      InputWarning: a folder of pictures holds others, but for those of results.
+      InputWarning: a folder of pictures holds others, but for those of results, or files that are no pictures and
+        belong to none.
     """
     named = (
         picture for path in map(Path, paths) for picture in (_filled(path) if os.path.isdir(path) else pages_of(path))
@@ -57,8 +62,9 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def unused_files(folder: Path) -> list[Path]:
-    """The files of a folder and of all folders below it that `find_images` passes over, sorted."""
-    return [path for path in sorted(folder.rglob("*")) if path.is_file() and not _is_open(path, folder)]
+    """The files of a folder and of all folders below it that `find_images` passes over, sorted; no `LITTER`."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name.casefold() not in LITTER)
+    return [path for path in files if not _is_open(path, folder)]
 
 
 def _is_open(path: Path, folder: Path) -> bool:
@@ -94,6 +100,28 @@ def _tell_of_lost(paths: Iterable[Path], folder: Path) -> None:
     if lost:
         what = f"{lost[0].name} is a link to nothing" + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
         warnings.warn(InputWarning(what, where=folder, hint="fetch the files, or remove the links"), stacklevel=4)
+
+
+def _tell_of_others(pictures: Iterable[Path], folder: Path) -> None:
+    """Warns of files beside pictures that are none, but for what belongs to one by its name, as annotations do."""
+    files = [split_page(path)[0] for path in pictures]
+    known = {name for file in files for name in (file.stem, file.name)}
+    others = [
+        path
+        for path in sorted(folder.iterdir())
+        if not (path.suffix.lower() in SUFFIXES | MAPS or path.name.startswith(".") or path.name.casefold() in LITTER)
+        and path.stem not in known
+        and path.is_file()
+    ]
+    if others:
+        what = f"files that are no pictures are left out: {listed(others)}"
+        warnings.warn(InputWarning(what, where=folder, hint="save pictures as PNG"), stacklevel=5)
+
+
+def listed(files: Sequence[Path]) -> str:
+    """The names of the first files, and how many more there are."""
+    more = f" and {len(files) - SHOWN} more" if len(files) > SHOWN else ""
+    return ", ".join(file.name for file in files[:SHOWN]) + more
 
 
 def check_filled(pictures: list[Path], folder: Path) -> list[Path]:
@@ -152,6 +180,8 @@ def new_folder(out: str | os.PathLike[str]) -> Iterator[Path]:
 
 def _filled(folder: Path) -> list[Path]:
     pictures = pictures_in(folder)
+    if pictures:
+        _tell_of_others(pictures, folder)
     others = [path for path in subfolders(folder) if not (path / RECORDS).exists()]
     if not any(_is_open(file, path) for path in others for file in path.rglob("*")):
         return check_filled(pictures, folder)

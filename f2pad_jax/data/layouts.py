@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from f2pad_jax.data.categories import GOOD, Category, TestImage
-from f2pad_jax.data.folders import below, check_filled, find_images, pictures_in, subfolders, unused_files
+from f2pad_jax.data.folders import below, check_filled, find_images, listed, pictures_in, subfolders, unused_files
 from f2pad_jax.data.images import read_mask
 from f2pad_jax.data.masks import find_tests, without_picture
 from f2pad_jax.errors import InputError, InputWarning
 from f2pad_jax.schemas import Facts, read_facts
 
-SHOWN = 3  # names of files in one line
 FOURTH = 4  # of Kolektor's items without a split of its own, each fourth is for tests
 
 
@@ -56,9 +55,7 @@ def open_category(
     if need_masks and not category.masked:
         raise InputError("has no masks", where=path, hint="put them in ground_truth/<defect>")
     if not need_test and category.unused:
-        names = [path.name for path in category.unused]
-        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        what = f"files for training are not used: {', '.join(names[:SHOWN])}{more}"
+        what = f"files for training are not used: {listed(category.unused)}"
         warnings.warn(InputWarning(what, where=path, hint="save pictures as PNG"), stacklevel=2)
     return category
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 from f2pad_jax.data.categories import Category, TestImage
 from f2pad_jax.data.folders import find_images
 from f2pad_jax.data.images import Size, read_image, read_mask, resize_image, resize_mask, sides_of
-from f2pad_jax.errors import InputError
+from f2pad_jax.errors import InputError, InputWarning
 
 Failures = list[tuple[Path, InputError]]
 _Item = TypeVar("_Item")
@@ -30,6 +31,9 @@ def read_test(
     Raises:
       InputError: either cannot be read, the two differ in size, a defect has no mask, or the mask of a good picture
         is not black.
+
+    Warns:
+      InputWarning: the mask of a defect is black, or is so when it is resized.
     """
     image = read_image(case.path, white_level=white_level)
     if case.mask is None:
@@ -40,9 +44,19 @@ def read_test(
         mask = _read_mask(case.mask, image.shape[:2])
     if case.good and mask.any():
         raise InputError("is the mask of a good picture, but not black", where=case.mask, hint="move the picture")
+    if not case.good and not mask.any():
+        _tell_uncounted("is the mask of a defect, but black", case.mask, "draw the defect, or move its picture")
     if size is None:
         return image, mask
-    return resize_image(image, sides_of(size)), resize_mask(mask, sides_of(size))
+    shape = sides_of(size)
+    resized = resize_mask(mask, shape)
+    if mask.any() and not resized.any():
+        _tell_uncounted("its defect is lost when it is resized", case.path, "work on more pixels")
+    return resize_image(image, shape), resized
+
+
+def _tell_uncounted(what: str, where: Path | None, hint: str) -> None:
+    warnings.warn(InputWarning(f"{what}: the picture counts as good", where=where, hint=hint), stacklevel=3)
 
 
 def load_images(

@@ -23,7 +23,7 @@ def find_tests(test: Path, truth: Path) -> Iterator[TestImage]:
 
     Raises:
       InputError: a folder is empty, some defects have masks and others none, a mask has no picture, or two masks are
-        of one picture.
+        of one picture or two pictures have one mask.
 
     Warns:
       InputWarning: pictures lie beside the folders.
@@ -33,6 +33,7 @@ def find_tests(test: Path, truth: Path) -> Iterator[TestImage]:
         warnings.warn(InputWarning(what, where=test, hint="put them into a folder of their defect"), stacklevel=4)
     known = truth.is_dir()
     unused = set(find_images(truth)) if test.is_dir() else set()
+    taken: dict[Path, Path] = {}
     for folder in subfolders(test):
         if folder == truth:
             continue
@@ -45,6 +46,8 @@ def find_tests(test: Path, truth: Path) -> Iterator[TestImage]:
             if mask is None and known and defect != GOOD:
                 wanted = own / place.parent / f"{place.stem}_mask{place.suffix if place.suffix in TIFFS else '.png'}"
                 raise InputError("has no mask", where=path, hint=f"put one at {wanted}")
+            if mask is not None and (other := taken.setdefault(mask, path)) != path:
+                raise InputError(f"has the name of {other.name}", where=path, hint="rename one of them")
             if mask is not None:
                 unused -= set(find_images(mask) if mask.is_dir() else [mask])
             yield TestImage(path, defect, mask, lot)
@@ -75,7 +78,7 @@ def _mask(masks: dict[Key, Path], picture: Key) -> Path | None:
         raise _second(*named)
     if named:
         return named[0]
-    several = (path.parent for (other, _), path in masks.items() if other.rpartition("/")[0] == name)
+    several = (split_page(path)[0].parent for (other, _), path in masks.items() if other.rpartition("/")[0] == name)
     return next(several, None)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self, get_type_h
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from pydantic import Field
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from f2pad_jax.errors import InputError
 
@@ -68,8 +68,8 @@ class Detector(Protocol):
     def fit(cls, maps: tuple[np.ndarray, ...], *, seed: int = 0) -> Self:
         """Learns normal features, (N, H_k, W_k, C_k) each, finest first.
 
-        Further keyword arguments are the options of `f2pad fit --option NAME=VALUE`, which keeps to the ranges that
-        their types name by pydantic's `Field`.
+        Further keyword arguments are the options of `f2pad fit --option NAME=VALUE` and of `fitting.fit`, which keep to
+        the ranges that their types name by pydantic's `Field`.
         """
         ...
 
@@ -126,17 +126,28 @@ def options_of(detector: type[Detector]) -> dict[str, Any]:
     """The options of a detector's `fit`: names, and types with their ranges."""
     hints = get_type_hints(detector.fit, include_extras=True)
     names = inspect.signature(detector.fit).parameters
-    return {name: hints.get(name, str) for name in names if name not in ("maps", "seed")}
+    return {name: hints.get(name, Any) for name in names if name not in ("maps", "seed")}
 
 
-def check_options(detector: type[Detector], options: Mapping[str, Any]) -> None:
-    """Makes sure that a detector's `fit` takes these options.
+def check_options(detector: type[Detector], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a detector's `fit` takes them: what is text, as on the command line, becomes what its types say.
 
     Raises:
-      InputError: names the first that it does not.
+      InputError: names the first that it does not take, or whose value is of another type or out of range.
     """
     known = options_of(detector)
     for name in options:
         if name not in known:
             hint = f"its options are {', '.join(known)}" if known else "it has no options"
             raise InputError(f"{detector.name} has no option {name!r}", hint=hint)
+    return {name: _checked(detector, name, known[name], value) for name, value in options.items()}
+
+
+def _checked(detector: type[Detector], name: str, kind: Any, value: Any) -> Any:
+    wanted: Any = tuple[kind]  # pydantic takes a configuration of arbitrary types only beside what has none of its own
+    try:
+        return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python((value,))[0]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        what = f"option {name} of {detector.name} is {value!r}"
+        raise InputError(what, hint=reason[0].lower() + reason[1:]) from error

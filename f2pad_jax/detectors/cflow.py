@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from pydantic import Field
+from pydantic import Field, FilePath
 from tqdm import tqdm
 
 from f2pad_jax.detectors.base import Arrays, Count, Facts, Maps, PositiveShare, Shape
@@ -85,8 +85,8 @@ class CFlow(struct.PyTreeNode):
         *,
         used: Count | None = None,
         divided: bool = True,
-        flow: Path | None = None,
-        epochs: Count = EPOCHS,
+        flow: FilePath | None = None,
+        epochs: Annotated[int, Field(ge=0, le=10**6)] = EPOCHS,
         rate: PositiveShare = RATE,
         blocks: Annotated[int, Field(ge=1, le=1024)] | None = None,
         checkpoint: Path | None = None,
@@ -99,7 +99,8 @@ class CFlow(struct.PyTreeNode):
           used: how many maps, finest first; by default two with at most 16 pictures, as in the paper, else all.
           divided: whether log p in Eq. (6) is divided by the number of channels, as in the training loss.
           flow: file of decoders trained by CFLOW-AD or anomalib, in place of training.
-          epochs: meta-epochs of the training, see `cflow_training.train`.
+          epochs: meta-epochs of the training, see `cflow_training.train`; 0 leaves the flows untrained, which is of use
+            to measure speed alone.
           rate: highest learning rate.
           blocks: couplings per flow, 3 by default or those of the file; the reference's are 8.
           checkpoint: folder that keeps unfinished training; `fit` goes on from what it finds there.

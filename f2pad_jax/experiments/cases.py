@@ -19,7 +19,7 @@ from f2pad_jax.experiments.sets import Category
 from f2pad_jax.experiments.variants import FULL
 
 TOLERANCES = (1, 2, 4)  # pixels, of boundary F1
-RESAMPLES = 2000
+RESAMPLES, FEWEST = 2000, 5  # draws of an interval, and the fewest pictures of a category that one is made of
 TITLES = {"patchcore": "PatchCore", "cflow": "CFLOW-AD", "padim": "PaDiM"}
 
 
@@ -31,7 +31,7 @@ class Case(NamedTuple):
       category: its pictures, without test pictures that failed in a unit that it is compared with.
       parts: its results, one per test picture (the first ones of the variant "curves").
       run: its record, as in `metrics.json`, with "shots", "variant", "fit_seconds", "tune_seconds", "machine",
-        "interval" and "outline".
+        "interval" (None of fewer than `FEWEST` pictures) and "outline".
       scores: IoU and DICE × 100 of every picture, "backbone_iou" and so on, backbones at their best threshold.
     """
 
@@ -138,7 +138,10 @@ def read_case(unit: Unit, out: Path, category: Category, pictures: Sequence[int]
         "shots": unit.shots,
         "variant": unit.variant,
         **own,
-        "interval": {name: interval([values[shown]], seed=run["seed"]) for name, values in scores.items()},
+        "interval": {
+            name: interval([values[shown]], seed=run["seed"]) if shown.sum() >= FEWEST else None
+            for name, values in scores.items()
+        },
         "outline": {who: outline_record(np.stack(marked)[shown], truths[shown]) for who, marked in masks.items()},
     }
     return Case(unit, category, parts, run, scores)
@@ -162,11 +165,10 @@ def interval(samples: Sequence[np.ndarray], *, seed: int) -> list[float]:
       seed: of the draws.
 
     Returns:
-      Lower and upper end; both are the mean where a sample has a single picture.
+      Lower and upper end; both NaN where a sample has fewer than `FEWEST` pictures, which hardly vary when drawn again.
     """
-    if min(len(sample) for sample in samples) < 2:
-        mean = float(np.mean([np.mean(sample) for sample in samples]))
-        return [round(mean, 2), round(mean, 2)]
+    if min(len(sample) for sample in samples) < FEWEST:
+        return [float("nan")] * 2
 
     def mean_of_means(*drawn: np.ndarray, axis: int) -> np.ndarray:
         return np.mean([sample.mean(axis=axis) for sample in drawn], axis=0)

@@ -24,8 +24,10 @@ from f2pad_jax.experiments.variants import applies
 from f2pad_jax.experiments.workers import Tell, Work, share_out
 from f2pad_jax.networks.extractor import Extractor
 from f2pad_jax.output import make_folder, write_bytes
+from f2pad_jax.startup import check_devices
 from f2pad_jax.weights import load_extractor
 from f2pad_jax.weights.registry import entry
+from f2pad_jax.weights.weight_files import check_readable
 
 
 class Request(NamedTuple):
@@ -75,6 +77,8 @@ def experiment(request: Request, *, on_failure: Callable[[str], None], say: Call
     if not 0 <= index < count:
         raise InputError(f"share {index} of {count} does not exist", hint=f"--shard-index goes from 0 to {count - 1}")
     plan = _plan(request)
+    if request.jobs == 1:
+        check_devices()  # of this process; others have their own
     out = make_folder(request.out)
     whole = _keep_plan(plan, request.name, out)
     category = _categories(request, whole)
@@ -239,6 +243,8 @@ def _plan(request: Request) -> dict[str, Any]:
         )
     if request.extractor is not None:
         entry(request.extractor, kind="extractor")  # before anything is kept
+    if request.weights is not None:
+        check_readable(request.weights)
     categories = sets.find_categories(request.data)
     for name in request.categories:
         if name not in categories:

@@ -13,7 +13,7 @@ from f2pad_jax.data.anomalies import KINDS, folder_of
 from f2pad_jax.experiments.baselines import COLOURS, MAPS
 from f2pad_jax.experiments.cases import Case, by_detector, interval, mean, only, with_mean
 from f2pad_jax.experiments.studies import spread
-from f2pad_jax.experiments.tables import NONE, cell, markdown
+from f2pad_jax.experiments.tables import NONE, cell, markdown, span
 from f2pad_jax.experiments.variants import AT_BEST, FILL, UNCOMPOSED
 from f2pad_jax.metrics import MAP_METRICS, best_iou, iou
 from f2pad_jax.report import Row, draw
@@ -103,9 +103,9 @@ def _columns(case: Case, fill: np.ndarray | None, solve: np.ndarray | None) -> d
 
 def _kind_cells(parts: Sequence[dict[str, np.ndarray]], *, seed: int) -> list[str]:
     means = {key: float(np.mean([part[key].mean() for part in parts])) for key in parts[0]}
-    low, high = interval([part["f2pad"] for part in parts], seed=seed)
+    ends = interval([part["f2pad"] for part in parts], seed=seed)
     cells = [NONE if np.isnan(value) else f"{value:.1f}" for value in means.values()]
-    return [str(sum(len(part["own"]) for part in parts)), *cells[:-1], f"{cells[-1]} ({low:.1f} to {high:.1f})"]
+    return [str(sum(len(part["own"]) for part in parts)), *cells[:-1], f"{cells[-1]} {span(ends)}"]
 
 
 def kinds_figure(cases: Sequence[Case], _: Path) -> Image.Image:

@@ -18,12 +18,12 @@ from f2pad_jax.data.decoding import opened
 from f2pad_jax.errors import InputError
 from f2pad_jax.evaluation import metrics_file
 from f2pad_jax.experiments import paper
-from f2pad_jax.experiments.cases import Case, read_cases
+from f2pad_jax.experiments.cases import FEWEST, Case, read_cases
 from f2pad_jax.experiments.models import DEFAULT, ORACLE, PRINTED, SYNTHETIC, Unit
 from f2pad_jax.experiments.records import read_plan
 from f2pad_jax.experiments.registry import EXPERIMENTS, Experiment
 from f2pad_jax.experiments.sets import Category
-from f2pad_jax.experiments.tables import markdown
+from f2pad_jax.experiments.tables import UNKNOWN, markdown
 from f2pad_jax.experiments.variants import fit_changes
 from f2pad_jax.output import make_folder, write_bytes, write_json
 from f2pad_jax.schemas import Facts, Seconds, read_facts
@@ -219,7 +219,9 @@ def _page(made: Experiment, cases: Sequence[Case], facts: dict[str, Any]) -> Ite
     if made.figure:
         yield f"![{made.section}]({made.name}.png)\n"
     if made.table:
-        yield made.table(made.name, cases)
+        yield (text := made.table(made.name, cases))
+        if UNKNOWN in text:
+            yield f"Fewer than {FEWEST} pictures of a category or group are too few for an interval: {UNKNOWN}.\n"
     networks = sorted({f"{case.unit.detector} on {case.run['extractor']}" for case in cases})
     train, tests = (sorted({case.run[f"{kind}_images"] for case in cases}) for kind in ("train", "test"))
     yield (

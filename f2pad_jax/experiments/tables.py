@@ -22,6 +22,7 @@ LABELS = {
     FULL: "F2PAD",
 }
 NONE = "–"  # where there is no number
+UNKNOWN = f"({NONE})"  # where there is no interval
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -35,12 +36,15 @@ def pair(values: Iterable[float], *, signed: str = "") -> str:
     return " / ".join(f"{value:{signed}.1f}" for value in values)
 
 
+def span(ends: Sequence[float]) -> str:
+    """An interval, "(97.1 to 99.2)", or what stands for one of too few pictures."""
+    low, high = ends
+    return UNKNOWN if np.isnan(low) else f"({low:.1f} to {high:.1f})"
+
+
 def cell(cases: Sequence[Case]) -> str:
     """IoU / DICE of F2PAD and the 95 % interval of IoU."""
-    if not cases:
-        return NONE
-    low, high = f2pad_interval(cases)
-    return f"{pair(mean(cases, 'f2pad'))} ({low:.1f} to {high:.1f})"
+    return f"{pair(mean(cases, 'f2pad'))} {span(f2pad_interval(cases))}" if cases else NONE
 
 
 def comparison(name: str, cases: Sequence[Case]) -> str:
@@ -149,10 +153,7 @@ def sizes(_: str, cases: Sequence[Case]) -> str:
         means = [NONE, NONE]
         if len(f2pad):
             ends = [interval([values], seed=cases[0].run["seed"]) for values in (backbone, f2pad)]
-            means = [
-                f"{values.mean():.1f} ({low:.1f} to {high:.1f})"
-                for values, (low, high) in zip((backbone, f2pad), ends, strict=True)
-            ]
+            means = [f"{values.mean():.1f} {span(e)}" for values, e in zip((backbone, f2pad), ends, strict=True)]
         rows.append([group, limits, str(len(f2pad)), *means])
     return markdown(
         ["group", "share of the picture", "masks, once for each detector", "backbone IoU", "F2PAD IoU"], rows

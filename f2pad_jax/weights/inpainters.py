@@ -28,16 +28,25 @@ def load_inpainter(name: str | Path, *, weights: str | Path | None = None) -> In
       InputError: neither a name nor a folder, no weights, or weights that are damaged, belong to another network
         or predict pixels normalised patch by patch.
     """
+    check_inpainter(name)
     if str(name) in registry():
         known = entry(str(name), kind="inpainter")
         params, digest = load_params(known.name, weights=weights)
         return Inpainter(params, NETWORKS[known.name].spec, known.name, digest)
     folder = Path(name)
-    if not folder.is_dir():
-        names = ", ".join(known.name for known in registry().values() if known.kind == "inpainter")
-        raise InputError("no such autoencoder", where=name, hint=f"name a folder of train-mae, or one of {names}")
     arrays, facts = load_arrays(folder, kind=KIND, version=VERSION)
     return own_inpainter(arrays, facts.get("spec"), folder)
+
+
+def check_inpainter(name: str | Path) -> None:
+    """Makes sure that there is such an autoencoder.
+
+    Raises:
+      InputError: neither a name nor a folder.
+    """
+    if str(name) not in registry() and not Path(name).is_dir():
+        names = ", ".join(known.name for known in registry().values() if known.kind == "inpainter")
+        raise InputError("no such autoencoder", where=name, hint=f"name a folder of train-mae, or one of {names}")
 
 
 def own_inpainter(arrays: dict[str, Any], facts: Any, folder: Path) -> Inpainter:

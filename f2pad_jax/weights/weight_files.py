@@ -59,6 +59,24 @@ def _parse(data: bytes) -> State:
     return _read_safetensors(data) if data[8:9] == b"{" else read_torch(data)
 
 
+def check_readable(path: Path) -> None:
+    """Makes sure that a weight file is there, before anything is read.
+
+    Raises:
+      InputError: no such file, or too large.
+    """
+    try:
+        path.open("rb").close()
+        if path.stat().st_size > MAX_BYTES:
+            raise InputError("larger than 2 GiB", where=path, hint="give the weights of one network")
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> InputError:
+    return InputError(f"cannot be read ({error.strerror})", where=path, hint="give a weight file")
+
+
 def read_weights(path: Path) -> tuple[State, str]:
     """Arrays by name, and the SHA-256 of the file: torch zip or legacy, safetensors, or NumPy's .npz.
 
@@ -82,12 +100,11 @@ def read_file(path: Path, parse: Callable[[bytes], Content], *, hint: str) -> tu
     Raises:
       InputError: no such file, too large, or `parse` has refused it.
     """
+    check_readable(path)
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise InputError("larger than 2 GiB", where=path, hint="give the weights of one network")
         data = path.read_bytes()
     except OSError as error:
-        raise InputError(f"cannot be read ({error.strerror})", where=path, hint="give a weight file") from error
+        raise _unreadable(path, error) from error
     try:
         content = parse(data)
     # Readers of damaged files raise all sorts of errors; each means that the file cannot be used.
