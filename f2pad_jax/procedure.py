@@ -88,8 +88,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
     """
     settings = Settings(
         alpha2=0.03,
-        beta0=25_000.0,
-        first_beta=25_000.0,
+        beta0=7500.0,
+        first_beta=7500.0,
         rate=0.03,
         rise=1.0,
         clip=25.0,
