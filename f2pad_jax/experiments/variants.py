@@ -99,7 +99,7 @@ UNSTATED = {  # of the paper's settings: what it does not state, and its rules, 
     "tolerance=x10": "ten times the change of F at which a solve ends",
     "start=matching": "start from the matching fill",
     "share_gradient=False": "plain Adan: neighbours share nothing",
-    "sparsity=constant,beta0=x0.0004,first_beta=x0.0004": "β does not depend on the size of m⁽⁰⁾",
+    "sparsity=constant,beta0=x0.0004": "β does not depend on the size of m⁽⁰⁾",
     "quantile=0.999": "threshold from normal pictures",
 }
 _AFTER = {"quantile", *(field.name for kind in (Settings, Procedure) for field in fields(kind))}  # the fit
