@@ -97,27 +97,30 @@ def make_energy(name: str) -> Energy:
     return Energy(extractor=tiny_extractor(), detector=detector, mixture=fit_pixel_mixture(training, components=4))
 
 
-@cache
-def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int = 0) -> Case:
-    energy = make_energy(name)
+@jax.jit  # operation by operation, all of it would be compiled for every case
+def make_problem(energy: Energy, image: jax.Array, truth: jax.Array) -> Problem:
     extractor, detector = energy.extractor, energy.detector
-    truth = pictures(4, seed=2)[index]
-    image = np.where(ANOMALY[..., None], ((np.array(colour) - MEAN) / STD).astype(np.float32), truth)
     grid = SIDE // extractor.strides[detector.level]
     positions = jnp.arange(grid * grid, dtype=jnp.int32)
-    own = tuple(m[0] for m in extractor(jnp.asarray(truth)[None]))
-    problem = Problem(
-        image=jnp.asarray(image),
+    own = tuple(m[0] for m in extractor(truth[None]))
+    return Problem(
+        image=image,
         region=jnp.asarray(REGION),
         sparsity=jnp.ones((SIDE, SIDE)),
         local=detector.localize(own, positions),
         present=jnp.ones(grid * grid),
         scales=Scales(
             score=jnp.mean(detector.summands(own)),
-            pixel=jnp.mean(pixel_mixture_distances(jnp.asarray(truth), energy.mixture)),
-            variation=total_variation(jnp.asarray(truth)) / SIDE**2,
+            pixel=jnp.mean(pixel_mixture_distances(truth, energy.mixture)),
+            variation=total_variation(truth) / SIDE**2,
         ),
         filled=jnp.bool_(False),  # noqa: FBT003
-        sharing=sharing_weights(jnp.asarray(image), radius=2),
+        sharing=sharing_weights(image, radius=2),
     )
-    return Case(energy, problem, jnp.asarray(image), truth)
+
+
+@cache
+def make_case(name: str, colour: tuple[float, ...] = (0.9, 0.1, 0.2), index: int = 0) -> Case:
+    energy, truth = make_energy(name), pictures(4, seed=2)[index]
+    image = jnp.asarray(np.where(ANOMALY[..., None], ((np.array(colour) - MEAN) / STD).astype(np.float32), truth))
+    return Case(energy, make_problem(energy, image, jnp.asarray(truth)), image, truth)

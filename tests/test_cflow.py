@@ -70,6 +70,13 @@ def test_training_lowers_the_held_out_loss(fitted: CFlow) -> None:
         assert last > first + 0.05
 
 
+def test_one_program_trains_a_map_through_all_epochs() -> None:
+    compiled: Any = cflow_training._run
+    before = compiled._cache_size()
+    CFlow.fit(draw_maps(4), used=1, epochs=3, blocks=1)
+    assert compiled._cache_size() == before + 1
+
+
 def test_training_depends_on_the_seed_alone(fitted: CFlow) -> None:
     assert_same(CFlow.fit(draw_maps(24), seed=0, **QUICK), fitted)
     other = CFlow.fit(draw_maps(24), seed=1, **QUICK)

@@ -21,18 +21,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import AbstractArray, TypeCheckError, jaxtyped
-from solving import ROUNDING, SETTINGS, SIDE, Case, make_case, run
+from solving import ROUNDING, SETTINGS, Case, make_case, run, tiny_extractor
 
 import f2pad_jax as f2
 from f2pad_jax import core
 from f2pad_jax.core.solver import no_info, solution
 from f2pad_jax.data.textures import texture_category
-from f2pad_jax.model import Model
+from f2pad_jax.fitting import fit
 
 FILES = sorted(Path(core.__file__).parent.glob("*.py"))
 ALLOWED = {"jax", "optax", "flax", "jaxtyping"}
 BETAS = (0.5, 2.0, 8.0)
 PICTURES = [((0.9, 0.1, 0.2), 0), ((0.1, 0.2, 0.9), 2)]
+step, solve_batch = jax.jit(f2.step), jax.jit(jax.vmap(f2.solve, in_axes=(0, None, 0, None)))
 
 
 def modules() -> list[ModuleType]:
@@ -94,10 +95,10 @@ def assert_same_solution(found: core.Solution, wanted: core.Solution) -> None:
 
 def test_value_and_gradient_of_the_objective(case: Case) -> None:
     start, arguments = case.start + 0.1, (case.energy, case.problem, SETTINGS)
-    value, slope = jax.value_and_grad(f2.objective)(start, *arguments)
+    value, slope = jax.jit(jax.value_and_grad(f2.objective))(start, *arguments)
     assert value.shape == ()
     assert slope.shape == start.shape
-    np.testing.assert_allclose(value, sum(f2.terms(start, *arguments)), rtol=1e-6)
+    np.testing.assert_allclose(value, sum(jax.jit(f2.terms)(start, *arguments)), rtol=1e-6)
     towards = slope / jnp.linalg.norm(slope)
     above, below = (jax.jit(f2.objective)(start + s * 1e-2 * towards, *arguments) for s in (1, -1))
     np.testing.assert_allclose((above - below) / 2e-2, jnp.vdot(slope, towards), rtol=2e-2)
@@ -112,19 +113,8 @@ def test_jit_of_solve(case: Case) -> None:
     np.testing.assert_allclose(found.loss, value, rtol=1e-5)
 
 
-def test_a_sweep_over_beta(case: Case) -> None:
-    solve = lambda beta: f2.solve(case.start, case.energy, case.problem, SETTINGS.replace(beta0=beta))  # noqa: E731
-    sweep = jax.jit(jax.vmap(solve))(jnp.asarray(BETAS))
-    assert sweep.normal.shape == (3, SIDE, SIDE, 3)
-    for index, beta in enumerate(BETAS):
-        alone = run(case.start, case.energy, case.problem, SETTINGS.replace(beta0=beta))
-        assert_same_solution(jax.tree.map(lambda leaf, k=index: leaf[k], sweep), alone)
-    areas = jnp.any(sweep.normal != case.problem.image, axis=-1).sum(axis=(1, 2))
-    assert areas[0] > areas[2] > 0  # sparser for a larger β
-
-
 def test_a_batch_of_pictures_shares_the_energy(case: Case, batch: tuple[jax.Array, core.Problem]) -> None:
-    together = jax.jit(jax.vmap(f2.solve, in_axes=(0, None, 0, None)))(batch[0], case.energy, batch[1], SETTINGS)
+    together = solve_batch(batch[0], case.energy, batch[1], SETTINGS)
     for index, each in enumerate(PICTURES):
         own = make_case("padim", *each)
         alone = run(own.start, case.energy, own.problem, SETTINGS)
@@ -142,10 +132,12 @@ def test_a_sweep_over_pictures_and_beta(case: Case, batch: tuple[jax.Array, core
         own = make_case("padim", *each)
         alone = run(own.start, case.energy, own.problem, SETTINGS.replace(beta0=beta))
         assert_same_solution(jax.tree.map(lambda leaf, i=row, k=column: leaf[i, k], both), alone)
+    areas = jnp.any(both.normal[0] != case.problem.image, axis=-1).sum(axis=(1, 2))
+    assert areas[0] > areas[2] > 0  # sparser for a larger β
 
 
 def test_a_loop_of_steps_is_the_solve_until_ones_own_rule_stops_it(case: Case) -> None:
-    step, arguments = jax.jit(f2.step), (case.energy, case.problem, SETTINGS)
+    arguments = (case.energy, case.problem, SETTINGS)
     state, info = f2.init(case.start, *arguments), no_info()
     while state.status == f2.Status.RUNNING:
         state, info = step(state, *arguments)
@@ -177,11 +169,12 @@ def test_another_penalty_and_one_of_ones_own(case: Case) -> None:
     np.testing.assert_allclose(doubled.loss, by_l1.loss, rtol=1e-5)
 
 
-def test_the_example_with_a_fitted_model(tiny_model: Model) -> None:
-    """From `fit` to a sweep, a batch and another penalty, on features of a real network."""
-    _, [(image, _, _)] = texture_category("brick", train=8, test=1, size=64)
+def test_the_example_with_a_fitted_model() -> None:
+    """From `fit` to a sweep, a batch and another penalty; README's example is on features of a real network."""
+    normals, [(image, _, _)] = texture_category("brick", train=8, test=1, size=64)
+    model = fit(normals, detector="padim", extractor=tiny_extractor())
     # Where the scores are highest, n is free, although so few pictures do not tell what is normal.
-    model = replace(tiny_model, procedure=replace(tiny_model.procedure, threshold=0.0))
+    model = replace(model, procedure=replace(model.procedure, threshold=0.0))
     energy, settings = model.energy, model.settings.replace(first_beta=1e9)  # β is constant
     problem, start = f2.prepare(model, image)
     assert problem.region.any()
@@ -209,7 +202,7 @@ def test_the_example_with_a_fitted_model(tiny_model: Model) -> None:
         (both.normal[1, 0], both.loss[1, 0]),
         (lane.normal, lane.loss),
     ):
-        # Roundings decide on which side of the network's kinks some pixels end; neither F nor the mask hangs on that.
+        # Roundings decide which way some pixels end; neither F nor the mask hangs on that.
         np.testing.assert_allclose(loss, alone.loss, rtol=1e-3)
         assert (mask != jnp.any(normal != problem.image, axis=-1)).sum() <= 0.01 * region.sum()
     assert not jnp.any(both.normal[:, 1] != problem.image)  # whatever F is, this β is too much
@@ -245,10 +238,9 @@ def test_what_the_solver_makes_has_the_shapes_that_its_classes_promise(
 ) -> None:
     arguments = (case.energy, case.problem, SETTINGS.replace(limit=5))
     state = core.init(case.start, *arguments)
-    for tree in (case.energy, case.problem, state, *core.step(state, *arguments), run(case.start, *arguments)):
+    for tree in (case.energy, case.problem, state, *step(state, *arguments), run(case.start, *arguments)):
         assert_conforms(tree)
-    several = jax.vmap(f2.solve, in_axes=(0, None, 0, None))(batch[0], case.energy, batch[1], arguments[-1])
-    assert_conforms(several)
+    assert_conforms(solve_batch(batch[0], case.energy, batch[1], arguments[-1]))
     with pytest.raises(AssertionError, match="image"):
         assert_conforms(case.problem.replace(image=case.problem.region))
 

@@ -19,7 +19,7 @@ from f2pad_jax.core import lanes as engine
 from f2pad_jax.core.lanes import CHUNK, Case, lane_widths
 
 COLOURS = [(0.9, 0.1, 0.2), (0.52, 0.45, 0.41), (0.1, 0.2, 0.9), (0.9, 0.9, 0.1), (0.2, 0.8, 0.3)]
-LIMITS = [150, 9, 60, 150, 23, 1, 150, 40, 150, 150, 12]
+LIMITS = [150, 5, 60, 150, 23, 1, 150, 40, 150, 150, 12]
 
 
 def some_cases(name: str, count: int = 11) -> list[Case]:
@@ -57,10 +57,12 @@ def assert_same(found: Sequence[Solution], expected: Sequence[Solution]) -> None
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "together"), [("padim", 4, False), ("patchcore", 16, True), ("cflow", 16, True)]
+    ("name", "count", "width", "together"),
+    # As batches, few: they take longest to compile; three cases refill a slot and end in one lane.
+    [("padim", 11, 4, False), ("patchcore", 3, 2, True), ("cflow", 3, 2, True)],
 )
-def test_lanes_end_as_they_would_alone(name: str, width: int, *, together: bool) -> None:
-    cases = some_cases(name)
+def test_lanes_end_as_they_would_alone(name: str, count: int, width: int, *, together: bool) -> None:
+    cases = some_cases(name, count)
     expected = [run(start, make_energy(name), problem, settings) for start, problem, settings in cases]
     assert {int(one.status) for one in expected} >= {Status.LIMIT, Status.CONVERGED}
     assert_same(solved(cases, name, width=width, together=together), expected)
@@ -69,9 +71,9 @@ def test_lanes_end_as_they_would_alone(name: str, width: int, *, together: bool)
 @pytest.mark.parametrize("name", ["padim", "patchcore"])
 def test_width_order_and_neighbours_do_not_change_a_bit_on_a_cpu(name: str) -> None:
     cases = some_cases(name)
-    expected = solved(cases, name, width=8)
+    expected = solved(cases, name, width=4)
     order = np.random.default_rng(0).permutation(len(cases))
-    for width in (1, 2, 4):
+    for width in (1, 2):
         shuffled = solved([cases[index] for index in order], name, width=width)
         assert_same_bits([shuffled[place] for place in np.argsort(order)], expected)
 
@@ -106,14 +108,14 @@ def test_few_steps_are_run_for_lanes_that_are_over(*, together: bool) -> None:
     # All run to their limits.
     cases = [(*case[:2], case[2].replace(limit=10 + 13 * (k % 8), tolerance=-1e9)) for k, case in enumerate(cases)]
     run_steps: list[int] = []
-    found = solved(cases, "padim", width=8, together=together, on_chunk=run_steps.append)
+    found = solved(cases, "padim", width=4, together=together, on_chunk=run_steps.append)
     needed = sum(int(one.iterations) for one in found)
     assert needed == sum(case[2].limit for case in cases)
     if together:
         assert needed <= sum(run_steps) <= 1.3 * needed
     else:
         assert sum(run_steps) == needed
-    assert max(run_steps) == 8 * CHUNK
+    assert max(run_steps) == 4 * CHUNK
 
 
 def test_cases_are_read_as_slots_become_free() -> None:
@@ -172,7 +174,7 @@ def shapes_inside(program: Any) -> set[tuple[int, ...]]:
 @pytest.mark.parametrize("name", ["patchcore", "cflow"])
 def test_lanes_share_what_the_detector_learned(monkeypatch: pytest.MonkeyPatch, name: str, *, together: bool) -> None:
     """No array of the lanes, and no value that their program computes, holds the detector's arrays once a lane."""
-    cases, energy, width = some_cases(name, 3), make_energy(name), 4
+    cases, energy, width = some_cases(name, 3), make_energy(name), 2
     learned = {shape for shape in shapes(energy.detector) if np.prod(shape) >= 100}
     assert learned
     assert not learned & set(shapes(cases))  # of these one could not tell
@@ -206,9 +208,9 @@ from test_lanes import *
 cases, energy = some_cases("patchcore"), make_energy("patchcore")
 assert len(jax.devices()) == 8
 expected = solved(cases, "patchcore", width=16, devices=jax.devices())
-assert_same(expected, solved(cases, "patchcore", width=4))
+assert_same(expected, solved(cases, "patchcore", width=1))
 # Neither order nor width nor the number of several devices changes a bit.
-for width, devices in ((8, 8), (4, 2)):
+for width, devices in ((8, 8), (2, 2)):
     backwards = solved(cases[::-1], "patchcore", width=width, devices=jax.devices()[:devices])
     assert_same_bits(backwards[::-1], expected)
 

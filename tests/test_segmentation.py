@@ -175,32 +175,6 @@ def test_faint_pieces_count_where_the_solve_starts_from_x(fitted: Fitted) -> Non
     np.testing.assert_array_equal(filled.normal, begin(model, sight.image, strong).fill)
 
 
-def test_with_levels_each_piece_is_read_off_at_its_own(fitted: Fitted) -> None:
-    model, (image, _, _) = fitted.model, fitted.cases[0]
-    model = replace(model, procedure=replace(model.procedure, start="matching"))
-    (sight,) = look(model, image[None])
-    region = find_region(model, sight.scores)
-    chosen = plan(model, sight, region)
-    assert chosen.settings == model.settings
-    ((_, solution),) = find_solutions(model, [chosen])
-    ends, factors = levels_of(chosen.start.filled, chosen.settings)
-    left = []
-    for scores in np.asarray(solution.left):
-        grid = sight.costs.copy()
-        present = chosen.affected.present > 0
-        grid.reshape(-1)[chosen.affected.positions[present]] = scores[present]
-        left.append(smooth_map(grid, model.seen))
-    levels = choose_levels(
-        region, smooth_map(sight.costs, model.seen), np.stack(left), 4.0 * np.asarray(factors), model.limits
-    )
-    mask = np.zeros(region.shape, bool)
-    for k, end in enumerate(np.asarray(ends)):
-        mask |= (levels.level == k) & (np.asarray(solution.lasting) >= end)
-    outcome = read_off(model, chosen, solution)
-    np.testing.assert_array_equal(outcome.mask, clean(mask, sight.scores, region, kind="whole"))
-    assert outcome.residual == pytest.approx(levels.residual)
-
-
 @pytest.mark.parametrize(("high", "wide", "length"), [(6, 9, 43), (20, 40, 128), (60, 60, 256)])
 def test_the_affected_positions_are_those_at_and_beside_the_region(
     padded: tuple[float, ...], high: int, wide: int, length: int, monkeypatch: pytest.MonkeyPatch
@@ -257,21 +231,6 @@ def test_whether_neighbours_share_depends_on_the_solve(padim: Model, data: tuple
     for start in ("harmonic", "image"):
         assert shared(start, sharing=False, gradient=True) == (True, True)
         assert shared(start, sharing=False, gradient=False) == (False, False)
-
-
-def test_re_estimation_is_without_sparsity_and_from_a_fresh_fill(
-    padim: Model, data: tuple[np.ndarray, list[Case]]
-) -> None:
-    image, mask, _ = data[1][0]
-    (sight,) = look(padim, image[None])
-    start, problem, settings = build(padim, plan_estimation(padim, sight, mask))
-    np.testing.assert_array_equal(start, matching.matching_fill(sight.image, mask, padim.normals).filled)
-    np.testing.assert_array_equal(problem.region, mask)
-    assert not np.asarray(problem.sparsity).any()
-    assert settings.limit == settings.warm_up == padim.procedure.refine
-    solution = jax.jit(solve)(start, padim.energy, problem, settings)
-    assert (int(solution.status), int(solution.iterations)) == (Status.LIMIT, padim.procedure.refine)
-    assert float(solution.terms.sparsity) == 0
 
 
 def assert_same(one: Segmentation, other: Segmentation) -> None:
@@ -357,21 +316,6 @@ def test_the_iteration_limit_is_reported(fitted: Fitted) -> None:
     short = replace(fitted.model, settings=fitted.model.settings.replace(limit=2))
     result = segment(short, fitted.cases[0][0])
     assert (result.status, result.iterations) == ("iteration limit", 2)
-
-
-def test_a_prepared_picture_is_solved_as_segment_solves_it(fitted: Fitted) -> None:
-    model, (image, _, _) = fitted.model, fitted.cases[0]
-    problem, start = prepare(model, image)
-    solution = jax.jit(solve)(start, model.energy, problem, model.settings)
-    changed = (np.asarray(solution.normal) != normalize(image)).any(axis=-1)
-    (sight,) = look(model, image[None])
-    whole = clean(changed, sight.scores, find_region(model, sight.scores), kind="whole")
-    np.testing.assert_array_equal(whole, fitted.results[0].mask)
-    assert (int(solution.iterations), solution.message) == (fitted.results[0].iterations, fitted.results[0].status)
-    large = np.asarray(Image.fromarray(image).resize((90, 70)))
-    np.testing.assert_array_equal(prepare(model, large)[0].image, normalize(resize_image(large, (SIDE, SIDE))))
-    with pytest.raises(KindError, match=r"the picture is uint8 \(1, 64, 64, 3\); give \(H, W\) or \(H, W, C\)"):
-        prepare(model, image[None])
 
 
 # What is computed, and how often
@@ -462,6 +406,74 @@ def test_a_picture_goes_through_the_extractor_once(
     assert len(images) <= sum(counts.passes) <= len(images) * sum(passes)
     assert sum(counts.transformed) == len(model.normals)
     assert len(counts.regions) == 2 + sum(2 if r.mask.any() else r.status != "normal" for r in results)
+
+
+@pytest.mark.parametrize("detector", ["padim", "patchcore"])
+def test_with_levels_each_piece_is_read_off_at_its_own(
+    detector: str, quick: Callable[[str], tuple[Model, np.ndarray]]
+) -> None:
+    model, images = quick(detector)
+    model = replace(model, procedure=replace(model.procedure, start="matching"))
+    (sight,) = look(model, images[:1])
+    region = find_region(model, sight.scores)
+    chosen = plan(model, sight, region)
+    assert chosen.settings == model.settings
+    ((_, solution),) = find_solutions(model, [chosen])
+    ends, factors = levels_of(chosen.start.filled, chosen.settings)
+    left = []
+    for scores in np.asarray(solution.left):
+        grid = sight.costs.copy()
+        present = chosen.affected.present > 0
+        grid.reshape(-1)[chosen.affected.positions[present]] = scores[present]
+        left.append(smooth_map(grid, model.seen))
+    levels = choose_levels(
+        region, smooth_map(sight.costs, model.seen), np.stack(left), 4.0 * np.asarray(factors), model.limits
+    )
+    mask = np.zeros(region.shape, bool)
+    for k, end in enumerate(np.asarray(ends)):
+        mask |= (levels.level == k) & (np.asarray(solution.lasting) >= end)
+    outcome = read_off(model, chosen, solution)
+    assert outcome.mask.any()
+    np.testing.assert_array_equal(outcome.mask, clean(mask, sight.scores, region, kind="whole"))
+    assert outcome.residual == pytest.approx(levels.residual)
+
+
+@pytest.mark.parametrize("detector", ["padim", "patchcore"])
+def test_a_prepared_picture_is_solved_as_segment_solves_it(
+    detector: str, quick: Callable[[str], tuple[Model, np.ndarray]]
+) -> None:
+    model, images = quick(detector)
+    model = replace(model, procedure=replace(model.procedure, start="image"))
+    image, side = images[0], model.shape
+    result = segment(model, image)
+    problem, start = prepare(model, image)
+    solution = jax.jit(solve)(start, model.energy, problem, model.settings)
+    changed = (np.asarray(solution.normal) != normalize(image)).any(axis=-1)
+    (sight,) = look(model, image[None])
+    whole = clean(changed, sight.scores, find_region(model, sight.scores), kind="whole")
+    assert result.mask.any()
+    np.testing.assert_array_equal(whole, result.mask)
+    assert (int(solution.iterations), solution.message) == (result.iterations, result.status)
+    large = np.asarray(Image.fromarray(image).resize((90, 70)))
+    np.testing.assert_array_equal(prepare(model, large)[0].image, normalize(resize_image(large, side)))
+    with pytest.raises(KindError, match=r"the picture is uint8 \(1, 32, 32, 3\); give \(H, W\) or \(H, W, C\)"):
+        prepare(model, image[None])
+
+
+def test_re_estimation_is_without_sparsity_and_from_a_fresh_fill(
+    quick: Callable[[str], tuple[Model, np.ndarray]],
+) -> None:
+    padim, images = quick("padim")
+    (sight,) = look(padim, images[:1])
+    mask = find_region(padim, sight.scores)
+    start, problem, settings = build(padim, plan_estimation(padim, sight, mask))
+    np.testing.assert_array_equal(start, matching.matching_fill(sight.image, mask, padim.normals).filled)
+    np.testing.assert_array_equal(problem.region, mask)
+    assert not np.asarray(problem.sparsity).any()
+    assert settings.limit == settings.warm_up == padim.procedure.refine
+    solution = jax.jit(solve)(start, padim.energy, problem, settings)
+    assert (int(solution.status), int(solution.iterations)) == (Status.LIMIT, padim.procedure.refine)
+    assert float(solution.terms.sparsity) == 0
 
 
 def test_pictures_of_any_sizes_may_be_given_together(quick: Callable[[str], tuple[Model, np.ndarray]]) -> None:

@@ -21,7 +21,19 @@ from solving import (
     run,
 )
 
-from f2pad_jax.core import Energy, PixelMixture, Problem, Settings, Status, init, objective, share, solve, step
+from f2pad_jax.core import (
+    Energy,
+    PixelMixture,
+    Problem,
+    Settings,
+    Solution,
+    Status,
+    init,
+    objective,
+    share,
+    solve,
+    step,
+)
 from f2pad_jax.core.solver import no_info, solution
 
 advance = jax.jit(step)
@@ -348,8 +360,13 @@ def test_numbers_that_are_not_finite_are_reported(padim: Case, fault: str) -> No
 
 def test_numbers_change_without_another_compilation(padim: Case) -> None:
     """Of all pytrees, every leaf may change; a static choice is another program."""
+    traced: list[Settings] = []
 
-    counted: Any = jax.jit(lambda *arguments: solve(*arguments))  # a cache of its own
+    def noted(*arguments: Any) -> Solution:
+        traced.append(arguments[-1])
+        return solve(*arguments)
+
+    counted: Any = jax.jit(noted)  # a cache of its own
 
     def call(energy: Energy, settings: Settings) -> None:
         counted(padim.start, energy, padim.problem, settings)
@@ -367,7 +384,10 @@ def test_numbers_change_without_another_compilation(padim: Case) -> None:
     call(padim.energy, Settings(**other, warm_up=3, limit=6, tolerance=0.1, patience=2))
     call(padim.energy, SETTINGS.replace(warm_up=0, beta0=0.0, limit=2))
     call(jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else 2 * leaf, padim.energy), SETTINGS)
-    assert counted._cache_size() == 1
+    assert counted._cache_size() == len(traced) == 1
     for choice in ("proximal", "adaptive", "share_gradient"):
-        call(padim.energy, SETTINGS.replace(**{choice: not getattr(SETTINGS, choice)}))
-    assert counted._cache_size() == 4
+        # What is traced anew is compiled anew, which takes long.
+        counted.trace(
+            padim.start, padim.energy, padim.problem, SETTINGS.replace(**{choice: not getattr(SETTINGS, choice)})
+        )
+    assert len(traced) == 4

@@ -85,7 +85,7 @@ def init(key: jax.Array, spec: FlowSpec) -> Params:
         "inner_bias": uniform(keys[2], "inner_bias", "inner"),
         "outer": uniform(keys[3], "outer", "outer"),
         "outer_bias": uniform(jax.random.fold_in(keys[3], 1), "outer_bias", "outer"),
-        "scale": jnp.full(shape["scale"], _UNIT_SCALE),
+        "scale": jnp.full(shape["scale"], _UNIT_SCALE, jnp.float32),
         "offset": jnp.zeros(shape["offset"]),
     }
     if spec.permutation == "hard":
