@@ -76,8 +76,8 @@ def paper_settings() -> tuple[Settings, Procedure]:
     """The choices of arXiv 2407.06519, and for what it does not state those that a recorded search found.
 
     Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; β is β0 over the size of m⁽⁰⁾; step
-    sizes are those of Eq. (15); neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from a
-    smooth fill (the paper's masked autoencoder needs an inpainter) without warm-up, and ends with the first iteration
+    sizes are those of Eq. (15); neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from the
+    matching fill, the nearest to the paper's masked autoencoder of those that there are, without warm-up, and ends with the first iteration
     that changes F too little, or after 1200. The paper says "decreases less than 0.1"; Adan's first step may raise F.
 
     Not stated there: α1, β0, the number of Gaussians, the base of the step size, the floor of |a|, the ‖a‖ that counts
@@ -106,7 +106,7 @@ def paper_settings() -> tuple[Settings, Procedure]:
     procedure = Procedure(
         region="threshold",
         sparsity="area",
-        start="harmonic",
+        start="matching",
         dilation=8,
         smallest=0.8,
         cleaning="opening",
