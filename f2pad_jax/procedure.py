@@ -76,9 +76,10 @@ def paper_settings() -> tuple[Settings, Procedure]:
     """The choices of arXiv 2407.06519, and for what it does not state those that a recorded search found.
 
     Sparsity is part of the gradient, so the mask hangs on a threshold of ‖a‖; β is β0 over the size of m⁽⁰⁾; step
-    sizes are those of Eq. (15); neighbours share their gradient; the mask is opened by 3 × 3; the solve starts from the
-    matching fill, the nearest to the paper's masked autoencoder of those that there are, without warm-up, and ends with the first iteration
-    that changes F too little, or after 1200. The paper says "decreases less than 0.1"; Adan's first step may raise F.
+    sizes are those of Eq. (15); neighbours share their gradient; the mask is opened by 3 × 3. The solve starts without
+    warm-up from the matching fill, which of those that there are is nearest to the paper's masked autoencoder. It ends
+    with the first iteration that changes F too little, or after 1200. The paper says "decreases less than 0.1"; but
+    Adan's first step may raise F.
 
     Not stated there: α1, β0, the number of Gaussians, the base of the step size, the floor of |a|, the ‖a‖ that counts
     as zero, the dilation, and whether terms are sums or means. Here terms are in units of normal pictures, so that one
