@@ -708,7 +708,8 @@ def _fails(work: Path, command: str, named: str, capsys: pytest.CaptureFixture) 
         arguments += ["--out", "out"]
     capsys.readouterr()
     assert main(arguments) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    *told, line = capsys.readouterr().err.strip().splitlines()
+    assert all("is the mask of a defect, but black" in each for each in told)  # of each picture, before the error
     assert line.startswith("f2pad: error: ")
     assert named in line
     assert sorted(work.rglob("*")) == before
