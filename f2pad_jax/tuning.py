@@ -88,10 +88,13 @@ def better(found: np.ndarray, than: np.ndarray) -> bool:
     return bool(len(gain) > 1 and gain.mean() > max(ERRORS * sem(gain), LEAST))
 
 
-def at_best_f1(model: Model, images: np.ndarray, masks: np.ndarray) -> Model:
-    """The model with the paper's threshold, that of the highest F1 over all pixels of the test set: an oracle.
+def at_threshold(model: Model, threshold: float) -> Model:
+    """The model with this threshold of the smoothed scores, and with what lies above it as its regions."""
+    return replace(model, procedure=replace(model.procedure, threshold=threshold, region="threshold"))
 
-    Its regions are what lies above the threshold, and it is marked "oracle".
+
+def at_best_f1(model: Model, images: np.ndarray, masks: np.ndarray) -> Model:
+    """`at_threshold` with the paper's, that of the highest F1 over all pixels of the test set; marked "oracle".
 
     Args:
       model: as fitted.
@@ -99,8 +102,7 @@ def at_best_f1(model: Model, images: np.ndarray, masks: np.ndarray) -> Model:
       masks: their truth, bool (K, H, W).
     """
     threshold = f1max(score_maps(model, images), masks)[1]
-    procedure = replace(model.procedure, threshold=threshold, region="threshold")
-    return replace(model, procedure=procedure, tuned_on="oracle")
+    return replace(at_threshold(model, threshold), tuned_on="oracle")
 
 
 def tune(model: Model, *, seed: int = 0, oracle: tuple[np.ndarray, np.ndarray] | None = None) -> Model:

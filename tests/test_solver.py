@@ -385,9 +385,9 @@ def test_numbers_change_without_another_compilation(padim: Case) -> None:
     call(padim.energy, SETTINGS.replace(warm_up=0, beta0=0.0, limit=2))
     call(jax.tree.map(lambda leaf: leaf if leaf.dtype == jnp.int32 else 2 * leaf, padim.energy), SETTINGS)
     assert counted._cache_size() == len(traced) == 1
-    for choice in ("proximal", "adaptive", "share_gradient"):
+    for choice in ("proximal", "adaptive", "guarded", "share_gradient"):
         # What is traced anew is compiled anew, which takes long.
         counted.trace(
             padim.start, padim.energy, padim.problem, SETTINGS.replace(**{choice: not getattr(SETTINGS, choice)})
         )
-    assert len(traced) == 4
+    assert len(traced) == 5

@@ -23,7 +23,7 @@ from f2pad_jax.experiments.curves import trace
 from f2pad_jax.experiments.sets import Category
 from f2pad_jax.fitting import refit_mixture
 from f2pad_jax.growing import let_grow
-from f2pad_jax.metrics import best_iou
+from f2pad_jax.metrics import best_iou, f1max
 from f2pad_jax.model import Model
 from f2pad_jax.outcomes import clean, refined_map
 from f2pad_jax.preparing import Place, locate, plan
@@ -31,7 +31,7 @@ from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import Segmentation, segment_regions
 from f2pad_jax.sights import Sight, look, score_maps
 from f2pad_jax.solving import find_solutions
-from f2pad_jax.tuning import at_best_f1
+from f2pad_jax.tuning import at_threshold
 
 DIFFERENT = 0.2  # L1 difference of x and n, normalised colour, that makes a mask without sparsity, as in the paper
 FULL, CURVES, GROWTH, BEST, FILL = "full", "curves", "growth", "f1", "initialisation"
@@ -150,14 +150,14 @@ def change(model: Model, variant: str, category: Category) -> Model:
     """
     asked = changes(variant)
     if variant == BEST:
-        return replace(at_best_f1(model, category.images, category.masks), tuned_on=model.tuned_on)
+        return at_threshold(model, f1max(score_maps(model, category.images), category.masks)[1])
     if variant == AT_BEST:
         threshold = best_iou(score_maps(model, category.images), category.masks)[1]
         return replace(model, procedure=replace(model.procedure, threshold=threshold))
     if variant == CURVES and model.procedure.sparsity != "levels":
         return model  # its β does not rise
     if "quantile" in asked:
-        return _at(model, float(np.quantile(score_maps(model, model.held_out), float(asked["quantile"]))))
+        return at_threshold(model, float(np.quantile(score_maps(model, model.held_out), float(asked["quantile"]))))
     changed = replace(model, settings=_changed(model.settings, asked), procedure=_changed(model.procedure, asked))
     return refit_mixture(changed, changed.procedure.components) if "components" in asked else changed
 
@@ -172,7 +172,7 @@ def solve_variant(model: Model, variant: str, images: np.ndarray) -> Iterator[Ou
     """
     began = time.perf_counter()
     sights, rule = look(model, images), OWN_RULES.get(variant)
-    models = [model if rule is None else _at(model, float(rule(sight.scores))) for sight in sights]
+    models = [model if rule is None else at_threshold(model, float(rule(sight.scores))) for sight in sights]
     places = [locate(own, sight) for own, sight in zip(models, sights, strict=True)]
     seeing = (time.perf_counter() - began) / len(images)
     for outcome in _solve(models, variant, images, sights, places):
@@ -241,10 +241,6 @@ def _solve(
         return
     for sight, region, result in zip(sights, regions, results, strict=True):
         yield Outcome(result, region, trace(model, sight, region)._asdict() if variant == CURVES else {})
-
-
-def _at(model: Model, threshold: float) -> Model:
-    return replace(model, procedure=replace(model.procedure, threshold=threshold, region="threshold"))
 
 
 def _changed(own: Any, asked: dict[str, str]) -> Any:
