@@ -19,7 +19,7 @@ from f2pad_jax.errors import InputError
 
 PIXELS = 0.005  # share of normal pixels that the region's lower limit lets through
 SPREAD, WEIGHT = 0.25, 4  # spread of log peaks before any is seen, and the number of pictures that it counts for
-GAIN, POWER = 0.8, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
+GAIN, POWER = 0.2, 2.0  # β that a piece can pay for: GAIN · (its peak / that of a usual normal picture)^POWER
 POOR = 0.25  # error of a fill, in normalised colour, above which β is larger in proportion
 UNEXPLAINED = 0.25  # share of a piece's own peak that may be left in n
 

@@ -24,6 +24,8 @@ NEAR = 0.7  # of the highest score of its piece of the region: what a piece of t
 CERTAIN = 0.1  # of the false alarms: the rate at which a detector is certain
 REACH = 8  # pixels that the extractor sees within which a local maximum of the scores is the highest
 EDGE = 1.0  # σ of the Gaussian that smooths the mask's edge in the refined map, pixels
+EVIDENT = 0.4  # of the highest evidence in the region: what a pixel of the mask has
+APART = 1.0  # σ of the Gaussian that smooths how far x is from its fill, pixels that the extractor sees
 
 
 class Outcome(NamedTuple):
@@ -53,6 +55,8 @@ def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = No
 def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     """The mask of a solve, {a ≠ 0} at the β that is right for each piece of the region, cleaned, and what is left.
 
+    In solves from a fill, pixels with little `evidence` are left out: normal ones differ from a fill as well.
+
     A solve that leaves nothing where the detector is certain has failed: then the mask is the detector's.
 
     Args:
@@ -74,6 +78,9 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     else:
         residual = left_in(model, chosen, normal)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
+    if model.procedure.cleaning == "whole" and chosen.start.filled:
+        values = evidence(sight.scores, sight.image, chosen.start.fill)
+        mask &= values > EVIDENT * values[chosen.region].max(initial=0)
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
     certain = model.threshold_in(sight.limits, share=CERTAIN)
     given_up = not mask.any() and model.procedure.cleaning == "whole" and bool(sight.scores.max() > certain)
@@ -104,6 +111,21 @@ def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
     grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)
     grid[:, chosen.affected.positions[present]] = np.asarray(solution.left)[:, present]
     return np.stack([smooth_map(one.reshape(chosen.sight.costs.shape), model.seen) for one in grid])
+
+
+def evidence(scores: np.ndarray, image: np.ndarray, fill: np.ndarray) -> np.ndarray:
+    """Evidence from features times the root of evidence from pixels, s · ‖x − fill‖^½, (H, W) float32.
+
+    Each alone is blurred or blind: scores are high around a defect, and a fill differs from normal pixels as well.
+
+    Args:
+      scores: smoothed score map, (h, w) as the extractor sees the picture; below zero counts as zero.
+      image: x, (H, W, 3) float32, ImageNet-normalised.
+      fill: x with the region filled, likewise.
+    """
+    apart = np.linalg.norm(image - fill, axis=-1)
+    apart = ndimage.gaussian_filter(apart, APART * scale_of(apart.shape, scores.shape))
+    return np.maximum(resize_map(scores, apart.shape), 0) * np.sqrt(apart)
 
 
 def refined_map(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
