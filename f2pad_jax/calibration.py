@@ -135,6 +135,7 @@ def choose_levels(
     limits: Limits,
     *,
     error: float = np.inf,
+    gain: float = GAIN,
 ) -> Levels:
     """For each connected piece of the region the largest β that it can pay for and whose n is normal.
 
@@ -152,12 +153,13 @@ def choose_levels(
       betas: β at the end of each level, rising, (K,).
       limits: of normal pictures.
       error: of the fill, as `fills.Match` has it; infinite where it is unknown.
+      gain: what a piece can pay for that stands out no more than a usual normal picture.
     """
     pieces = np.asarray(label(region, connectivity=2))
     peaks = piece_maxima(costs, pieces)[1:]
     lasts = np.stack([piece_maxima(values, pieces)[1:] for values in left])
     ratios = lasts / np.maximum(limits.cost, UNEXPLAINED * peaks)  # (K, pieces)
-    affordable = np.clip(poorness(error) * GAIN * (peaks / limits.cost) ** POWER, betas[0], betas[-1])
+    affordable = np.clip(poorness(error) * gain * (peaks / limits.cost) ** POWER, betas[0], betas[-1])
     chosen = np.full(len(peaks) + 1, -1)
     residual = 0.0
     for k in range(len(peaks)):

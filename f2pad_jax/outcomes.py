@@ -70,7 +70,7 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
         betas, costs = np.asarray(factors) * float(chosen.settings.beta0), smooth_map(sight.costs, model.seen)
         region = resize_mask(chosen.region, model.seen)
         found = choose_levels(
-            region, costs, _left_maps(model, chosen, solution), betas, model.limits, error=chosen.start.error
+            region, costs, left_maps(model, chosen, solution), betas, model.limits, error=chosen.start.error
         )
         lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
         level, residual = resize_mask(found.level, model.shape), found.residual
@@ -105,7 +105,7 @@ def left_in(model: Model, chosen: Plan, normal: np.ndarray) -> float:
     return residual_of(resize_mask(chosen.region, model.seen), sight.own, after.own, threshold)
 
 
-def _left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
+def left_maps(model: Model, chosen: Plan, solution: Solution) -> np.ndarray:
     """Smoothed maps of the s_ij of n at the end of each level, (K, h, w); x has the other positions."""
     present = chosen.affected.present > 0
     grid = np.repeat(chosen.sight.costs.reshape(1, -1), len(solution.left), axis=0)

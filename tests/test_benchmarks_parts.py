@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from solving import tiny_extractor
+
+from f2pad_jax.calibration import GAIN
+from f2pad_jax.data.textures import texture_category
+from f2pad_jax.fitting import fit
+from f2pad_jax.metrics import iou
+from f2pad_jax.segmentation import segment
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 
@@ -131,3 +139,20 @@ def test_the_suite_runs_where_there_is_no_accelerator(tmp_path: Path, monkeypatc
             assert row["flops"] > 0
     assert [(row["lanes"], row["stop_rule"]) for row in rows] == [(2, "paper"), (2, "library")]
     assert all(1 <= row["iterations"] <= 4 for row in rows)
+
+
+def test_the_default_rule_of_masks_is_among_those_that_are_compared(tmp_path: Path) -> None:
+    """What the benchmark reads off kept solves at the default numbers is the mask of `segment`."""
+    rules = import_module("mask_rules")
+    normals, cases = texture_category("brick", train=16, test=3, size=32)
+    model = fit(normals, detector="padim", extractor=tiny_extractor())
+    model = replace(model, procedure=replace(model.procedure, start="matching", threshold=0.5 * model.threshold))
+    images, masks = (np.stack([case[part] for case in cases]) for part in (0, 1))
+    rules.solve(model, images, masks, "brick", tmp_path)
+    kept = [rules.Kept(**np.load(path)) for path in sorted(tmp_path.glob("brick-*.npz"))]
+    assert len(kept) == 3
+    name = f"gain {GAIN}, evidence {rules.EVIDENT}"
+    expected = [iou(found.mask, truth) for found, truth in zip(segment(model, images), masks, strict=True)]
+    assert max(expected) > 0
+    np.testing.assert_allclose([rules.RULES[name](one) for one in kept], expected)
+    assert all(rules.RULES["the best level of each picture (an oracle)"](one) >= 0 for one in kept)

@@ -19,7 +19,8 @@ from f2pad_jax.calibration import (
     poorness,
     residual_of,
 )
-from f2pad_jax.outcomes import NEAR, clean, refined_map
+from f2pad_jax.data.images import resize_map
+from f2pad_jax.outcomes import APART, NEAR, clean, evidence, refined_map
 
 SIDE = 40
 BETAS = np.geomspace(0.3, 4.0, 10)
@@ -140,6 +141,33 @@ def test_whole_masks() -> None:
     opened = clean(mask, scores, region, kind="opening")
     assert not opened[35:37, 35:37].any()
     assert opened[7, 27]
+
+
+def _blurred(values: np.ndarray, sigma: float) -> np.ndarray:
+    """A Gaussian of four σ, by loops; pixels beyond the border are mirrored."""
+    reach = round(4 * sigma)
+    weights = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
+    padded, out = np.pad(values, reach, mode="symmetric"), np.zeros(values.shape)
+    for row in range(values.shape[0]):
+        for column in range(values.shape[1]):
+            window = padded[row : row + 2 * reach + 1, column : column + 2 * reach + 1]
+            out[row, column] = (kernel * window).sum()
+    return out
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_evidence_is_that_of_a_loop(factor: int) -> None:
+    """Of a picture twice as large as what the extractor sees, distances are smoothed twice as wide."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(14, 18)).astype(np.float32)
+    image, fill = rng.normal(size=(2, 14 * factor, 18 * factor, 3)).astype(np.float32)
+    apart = _blurred(np.sqrt(((image - fill) ** 2).sum(-1)), APART * factor)
+    expected = np.maximum(resize_map(scores, apart.shape), 0) * np.sqrt(apart)
+    found = evidence(scores, image, fill)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    assert not evidence(scores, image, image).any()
 
 
 def test_the_refined_map_ranks_the_mask_first() -> None:

@@ -30,7 +30,7 @@ from f2pad_jax.grouping import GROUP
 from f2pad_jax.metrics import iou
 from f2pad_jax.model import Model
 from f2pad_jax.networks.extractor import Extractor
-from f2pad_jax.outcomes import clean, read_off, refined_map
+from f2pad_jax.outcomes import EVIDENT, clean, evidence, read_off, refined_map
 from f2pad_jax.preparing import Place, begin, build, find_region, locate, plan, plan_estimation, prepare
 from f2pad_jax.procedure import Procedure
 from f2pad_jax.segmentation import Segmentation, segment, segment_regions
@@ -432,6 +432,8 @@ def test_with_levels_each_piece_is_read_off_at_its_own(
     mask = np.zeros(region.shape, bool)
     for k, end in enumerate(np.asarray(ends)):
         mask |= (levels.level == k) & (np.asarray(solution.lasting) >= end)
+    values = evidence(sight.scores, sight.image, chosen.start.fill)
+    mask &= values > EVIDENT * values[region].max()
     outcome = read_off(model, chosen, solution)
     assert outcome.mask.any()
     np.testing.assert_array_equal(outcome.mask, clean(mask, sight.scores, region, kind="whole"))

@@ -21,7 +21,7 @@ from f2pad_jax.detectors import Drawing, Maps, drawing_of
 from f2pad_jax.detectors.base import enlarge
 from f2pad_jax.interest import lowest_outside
 from f2pad_jax.model import Model
-from f2pad_jax.outcomes import CERTAIN, DOT, EDGE, NEAR, REACH
+from f2pad_jax.outcomes import APART, CERTAIN, DOT, EDGE, EVIDENT, NEAR, REACH
 from f2pad_jax.reducing import Shape, axis_weights
 from f2pad_jax.sights import SMOOTHING
 from f2pad_jax.traced.fills import FILLS
@@ -216,6 +216,8 @@ def _solved(model: Model, sight: Sight, region: Array, start: Start) -> Outcome:
         )
     else:
         mask, residual = _by_scores(model, sight, problem, solution)
+    if procedure.cleaning == "whole":
+        mask &= ~start.filled | _evident(model, sight, region, start.fill)
     mask = opened(mask) if procedure.cleaning == "opening" else _whole(model, mask, sight.scores, region)
     if procedure.cleaning == "whole":  # a solve that leaves nothing where the detector is certain has failed
         failed = ~jnp.any(mask) & (jnp.max(sight.scores) > model.threshold_in(model.limits, share=CERTAIN))
@@ -272,6 +274,13 @@ def _by_scores(model: Model, sight: Sight, problem: Problem, solution: Solution)
     ratios = lasts / jnp.maximum(model.threshold, UNEXPLAINED * peaks)
     mask = pixel_norm(sight.image - solution.normal) > model.procedure.smallest
     return mask, jnp.max(jnp.where(region, ratios, 0.0))
+
+
+def _evident(model: Model, sight: Sight, region: Array, fill: Array) -> Array:
+    """Pixels with a share of the highest `outcomes.evidence` in the region."""
+    apart = _blurred(pixel_norm(sight.image - fill), APART * model.scale)
+    values = jnp.maximum(_resized(sight.scores, model.shape), 0) * jnp.sqrt(jnp.maximum(apart, 0))
+    return values > EVIDENT * jnp.max(jnp.where(region, values, 0))
 
 
 def _whole(model: Model, mask: Array, scores: Array, region: Array) -> Array:
