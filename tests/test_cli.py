@@ -502,6 +502,8 @@ MISTYPED = [
     "tune nowhere set/brick",
     "tune model nowhere",
     "segment nowhere set/brick/train/good",
+    "segment model nowhere",
+    "segment model nowhere nowhere/1.png nowhere.tif",
     "segment model set/brick/train/good --roi nowhere",
     "segment model set/brick/train/good --maps nowhere",
     "segment model set/brick/train/good --weights nowhere",

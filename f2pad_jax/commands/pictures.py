@@ -11,7 +11,7 @@ from f2pad_jax import __version__, doubts
 from f2pad_jax.checkpoint import check_outside, seal
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, open_model, results_folder, warn
 from f2pad_jax.configuration import write_settings
-from f2pad_jax.data.folders import list_images
+from f2pad_jax.data.folders import check_there, list_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
 from f2pad_jax.interest import brought, digest_of, read_roi
@@ -63,6 +63,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if arguments.maps is not None and arguments.grow:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     paths = list_images(arguments.pictures)
+    check_there(paths)
     roi = None if arguments.roi is None else read_roi(arguments.roi)
     maps = None if arguments.maps is None else list_maps(arguments.maps)
     if maps is not None:

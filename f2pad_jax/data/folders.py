@@ -48,6 +48,17 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
+def check_there(paths: Sequence[Path]) -> None:
+    """Makes sure that one of the pictures at least is there, before work is begun for them.
+
+    Raises:
+      InputError: none is.
+    """
+    if not any(os.path.exists(split_page(path)[0]) for path in paths):
+        more = f", nor any of {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise InputError(f"no such file{more}", where=paths[0], hint="check the name")
+
+
 def find_images(folder: Path) -> list[Path]:
     """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over.
 
