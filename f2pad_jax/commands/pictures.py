@@ -16,7 +16,7 @@ from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
 from f2pad_jax.interest import brought, digest_of, read_roi
 from f2pad_jax.maps import check_stems, check_units, list_maps
-from f2pad_jax.output import owned
+from f2pad_jax.output import owned, remove_files
 from f2pad_jax.picture_files import segment_files
 from f2pad_jax.picture_jobs import Job, segment_here
 from f2pad_jax.ray_work import PARQUET, segment_on_ray, write_parquet
@@ -93,6 +93,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
         records = segment_files(job, paths, resume=arguments.resume, work=work, on_failure=complain)
         if arguments.ray:
             write_parquet(out / PARQUET, records)
+        else:
+            remove_files([out / PARQUET])  # of an earlier run
         write_settings(out, arguments)  # of a run that was refused nothing is left
     warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE
