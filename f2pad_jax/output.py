@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,13 @@ def sweep(folder: Path) -> None:
                     if not (folder / kept.name).exists():
                         os.replace(kept, folder / kept.name)
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove_files(paths: Iterable[Path]) -> None:
+    """Removes those of the files that are there; a name of anything else is passed over."""
+    for path in paths:
+        if os.path.isfile(path):  # unlike Path's, False as well where the name cannot be one
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

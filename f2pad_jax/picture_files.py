@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +17,7 @@ from f2pad_jax.data.decoding import split_page
 from f2pad_jax.data.folders import RECORDS
 from f2pad_jax.defects import coco
 from f2pad_jax.errors import InputError, InputWarning
-from f2pad_jax.output import append_line, json_line, write_bytes
+from f2pad_jax.output import append_line, json_line, remove_files, write_bytes
 from f2pad_jax.picture_jobs import Facts, Finish, Job, Picture, key_of, segment_here
 
 COCO = "coco.json"
@@ -38,7 +39,8 @@ def segment_files(
     Each picture gets `<stem>_mask.png`, `<stem>_normal.png`, `<stem>_panel.png` and, in float32, `<stem>_score.tiff`
     and `<stem>_refined.tiff`, and a line of `results.jsonl` as it is done. At the end the lines are sorted, and
     `coco.json` has all defects as a COCO set. Pictures that share a stem are told apart by the names of their folders.
-    Whatever goes wrong with a picture loses none of the others.
+    Whatever goes wrong with a picture loses none of the others. Files that the records of an earlier run name are
+    removed, but for those of pictures that are passed over.
 
     Args:
       job: what all pictures share.
@@ -60,8 +62,13 @@ def segment_files(
     if any(split_page(path)[0].parent.resolve() == out.resolve() for path in paths):
         raise InputError("holds pictures that are to be segmented", where=out, hint="name another folder")
     lines, pictures = out / RECORDS, list(map(Picture, paths, output_stems(paths)))
-    earlier = _whole_records(out) if resume else {}
+    before, spoiled = _earlier_records(out)
+    if spoiled and resume:
+        what = f"holds lines that cannot be read ({spoiled}); their pictures are segmented again"
+        warnings.warn(InputWarning(what, where=lines), stacklevel=2)
+    earlier = {str(record.get("image")): record for record in before if resume and _has_files(record, out)}
     write_bytes(lines, "".join(map(json_line, earlier.values())).encode())
+    _remove_files(out, before, earlier.values())
     records = {index: record for index, each in enumerate(pictures) if (record := _done(job, each, earlier))}
     todo = [index for index in range(len(pictures)) if index not in records]
 
@@ -77,6 +84,7 @@ def segment_files(
     ordered = [records[index] for index in range(len(paths))]
     write_bytes(lines, "".join(map(json_line, ordered)).encode())
     write_bytes(out / COCO, json_line(coco(ordered)).encode())
+    _remove_files(out, before, ordered)
     return ordered
 
 
@@ -87,21 +95,34 @@ def _done(job: Job, picture: Picture, earlier: dict[str, Facts]) -> Facts | None
     return record if same and same == key_of(job, picture.path) else None
 
 
-def _whole_records(out: Path) -> dict[str, Facts]:
-    """The records of an earlier run whose files are all there, by the name of their picture; the last one counts."""
-    lines, whole, spoiled = out / RECORDS, {}, 0
+def _earlier_records(out: Path) -> tuple[list[Facts], int]:
+    """The records of an earlier run, of a picture the last one last, and how many lines cannot be read."""
+    lines, records, spoiled = out / RECORDS, [], 0
     for text in lines.read_bytes().splitlines() if lines.is_file() else ():
         try:
             record = json.loads(text)
-            if record.get("status", "failed") != "failed" and _has_files(record, out):
+            if record.get("status", "failed") != "failed":
                 coco([record])
-                whole[str(record.get("image"))] = record
+                records.append(record)
         except SPOILED:
             spoiled += 1
-    if spoiled:
-        what = f"holds lines that cannot be read ({spoiled}); their pictures are segmented again"
-        warnings.warn(InputWarning(what, where=lines), stacklevel=3)
-    return whole
+    return records, spoiled
+
+
+def _remove_files(out: Path, before: Iterable[Facts], kept: Iterable[Facts]) -> None:
+    """Removes the files of earlier records that none of the kept ones names."""
+    # Some file systems take "A" and "a" for one name.
+    named = {name.casefold() for record in kept for name in _files_of(record)}
+    old = (name for record in before for name in _files_of(record))
+    remove_files(out / name for name in old if name.casefold() not in named)
+
+
+def _files_of(record: Facts) -> Iterator[str]:
+    """Names of a record's files, if they are such as are given to results: a record may name anything."""
+    for kind in FILES:
+        name = record.get(kind)
+        if isinstance(name, str) and re.fullmatch(rf"[^/\\]+_{kind}\.(png|tiff)", name):
+            yield name
 
 
 def _has_files(record: Facts, out: Path) -> bool:

@@ -124,6 +124,8 @@ def test_segment_writes_every_result_and_survives_bad_pictures(work: Path, capsy
     write_png(work / "two/same.png", picture)
     (work / "two/broken.png").write_bytes((work / "one/same.png").read_bytes()[:300])
     (work / "two/empty.png").touch()
+    (work / "out").mkdir()
+    (work / "out/results.parquet").touch()  # of an earlier run
     capsys.readouterr()
     assert main(["segment", "model", "one", "two", "missing.png", "--out", "out"]) == 2
     output = capsys.readouterr()
@@ -247,6 +249,10 @@ def test_panels_of_any_names_are_told_apart(
     assert main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"]) == 0
     assert "part[old], patchcore: no masks; image AUROC" in capsys.readouterr().out
     assert len(list((work / "out/panels").iterdir())) == len(names)
+    (work / "out/panels/own.png").touch()
+    (category / "test/a/b_c.png").unlink()
+    assert main(["evaluate", "model", str(category), "--layout", "mvtec", "--out", "out"]) == 0
+    assert len(list((work / "out/panels").iterdir())) == len(names)  # own.png in place of one that is gone
     (work / "out/metrics.json").unlink()
     monkeypatch.setattr(measures, "_draw", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -502,6 +508,8 @@ MISTYPED = [
     "tune nowhere set/brick",
     "tune model nowhere",
     "segment nowhere set/brick/train/good",
+    "segment model nowhere",
+    "segment model nowhere nowhere/1.png nowhere.tif",
     "segment model set/brick/train/good --roi nowhere",
     "segment model set/brick/train/good --maps nowhere",
     "segment model set/brick/train/good --weights nowhere",

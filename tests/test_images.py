@@ -11,7 +11,7 @@ from PIL import Image
 
 from f2pad_jax.core.pixels import denormalize, normalize
 from f2pad_jax.data import decoding, images
-from f2pad_jax.data.decoding import pages_of, split_page
+from f2pad_jax.data.decoding import pages_of, shape_of, split_page
 from f2pad_jax.data.folders import find_images
 from f2pad_jax.data.images import read_image, read_mask, resize_mask, write_png
 from f2pad_jax.errors import InputError, InputWarning
@@ -236,6 +236,13 @@ def test_pages_of_a_tiff_are_pictures(tmp_path: Path, rgb: np.ndarray) -> None:
     assert pages_of(broken) == [broken]
     (tmp_path / "text.tif").write_text("")
     assert pages_of(tmp_path / "none.tif") == [tmp_path / "none.tif"]
+
+
+def test_pages_of_a_tiff_are_counted_each_by_its_own_size(tmp_path: Path) -> None:
+    small, large = Image.new("L", (5, 4)), Image.new("L", (90, 70))
+    stack = _saved(tmp_path / "a.tif", small, save_all=True, append_images=[large, small])
+    assert [shape_of(page) for page in pages_of(stack)] == [(4, 5), (70, 90), (4, 5)]
+    assert shape_of(stack / "a_4.tif") is None
 
 
 @pytest.mark.parametrize("suffix", ["jp2", "webp", "avif", "jfif", "tga", "pnm", "pbm"])

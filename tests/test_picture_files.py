@@ -151,6 +151,32 @@ def test_records_are_written_as_pictures_are_done_and_the_rest_is_resumed(
     assert solved[-3:] == [2, 2, 2]
 
 
+def test_files_of_earlier_results_stay_only_where_they_are_resumed(tmp_path: Path, solved: list[int]) -> None:
+    paths, out = [_picture(tmp_path / f"{k}.png", k) for k in range(4)], tmp_path / "out"
+
+    def stems() -> set[str]:
+        return {path.name.partition("_")[0] for path in out.glob("*_*.*")}
+
+    _segment(paths[:3], out)
+    own = [out / "notes_mask.txt", out / "0_mask.png.bak", tmp_path / "secret_mask.png"]
+    for path in own:
+        path.touch()
+    before = {path: path.stat().st_mtime_ns for path in out.glob("1_*")}
+    _segment(paths[1:2], out, resume=True)
+    assert stems() == {"1", "notes", "0"}
+    assert {path: path.stat().st_mtime_ns for path in out.glob("1_*")} == before
+    line = json.loads((out / "results.jsonl").read_text())
+    for name in ("../secret_mask.png", "results.jsonl", "\0_mask.png", "x" * 300 + "_mask.png"):
+        (out / "results.jsonl").write_text(json.dumps(line | {"mask": name}) + "\n")
+        _segment(paths[3:], out)
+    own[1].unlink()
+    assert stems() == {"3", "notes", "1"}  # the mask of 1, which no record names any more
+    _picture(paths[3], BAD)
+    _segment(paths[3:], out)
+    assert stems() == {"notes", "1"}
+    assert [path.exists() for path in own] == [True, False, True]
+
+
 def test_a_spoiled_line_loses_no_other(tmp_path: Path, solved: list[int]) -> None:
     paths = [_picture(tmp_path / f"{k}.png", k) for k in range(4)]
     _segment(paths, tmp_path / "out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from f2pad_jax.evaluation import (
 )
 from f2pad_jax.fitting import fit
 from f2pad_jax.model import Model
-from f2pad_jax.output import make_folder, owned, write_bytes, write_json
-from f2pad_jax.picture_files import flat_stems
+from f2pad_jax.output import make_folder, owned, remove_files, write_bytes, write_json
+from f2pad_jax.picture_files import SPOILED, flat_stems
 from f2pad_jax.picture_jobs import panel_row
 from f2pad_jax.startup import check_devices
 from f2pad_jax.tuning import tune
@@ -141,7 +142,7 @@ def _rows(
     label = f"{done.run['category']} · {model.detector.name}"
     truths = [None] * len(images) if masks is None else masks
     for name, image, mask, result in zip(names, images, truths, done.results, strict=True):
-        yield f"{done.run['category']}/{model.detector.name}/{name}", panel_row(label, image, result, mask)
+        yield _panel_name(done.run["category"], model.detector.name, name), panel_row(label, image, result, mask)
 
 
 def _write(
@@ -149,7 +150,9 @@ def _write(
 ) -> None:
     """Writes `metrics.json`, `overview.png`, `panels/` and `settings.toml`, and prints the table."""
     write_settings(out, arguments)
+    old = _earlier_panels(out)
     write_json(out / "metrics.json", metrics_file(runs))  # first: what was measured outlasts a panel that fails
+    remove_files(old)
     _draw(out, list(rows))
     for run in runs:
         warn(f"{run['category']}, {run['detector']}: {line}" for line in run["warnings"])
@@ -161,6 +164,25 @@ def _write(
         line = f"{run['category']}, {run['detector']}: no masks; image AUROC {before:.1f} → {after:.1f}"
         console.print(line, markup=False)
     console.print(f"{out / 'metrics.json'}\n{out / 'overview.png'}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _earlier_panels(out: Path) -> list[Path]:
+    """The panels that an earlier run has drawn, by its `metrics.json`; none where that cannot be read."""
+    try:
+        runs = json.loads((out / "metrics.json").read_bytes())["runs"]
+        names = [
+            _panel_name(run["category"], run["detector"], image["image"])
+            for run in runs
+            for image in run["per_image"]
+            if image["status"] != "failed"
+        ]
+    except (OSError, *SPOILED):
+        return []
+    return [out / "panels" / f"{stem}.png" for stem in flat_stems(names)]
+
+
+def _panel_name(category: str, detector: str, image: str) -> str:
+    return f"{category}/{detector}/{image}"
 
 
 def _draw(out: Path, rows: Sequence[tuple[str, report.Row]]) -> None:

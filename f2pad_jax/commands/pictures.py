@@ -11,12 +11,12 @@ from f2pad_jax import __version__, doubts
 from f2pad_jax.checkpoint import check_outside, seal
 from f2pad_jax.commands.telling import DONE, UNUSABLE, complain, open_model, results_folder, warn
 from f2pad_jax.configuration import write_settings
-from f2pad_jax.data.folders import list_images
+from f2pad_jax.data.folders import check_there, list_images
 from f2pad_jax.errors import InputError
 from f2pad_jax.grouping import budget
 from f2pad_jax.interest import brought, digest_of, read_roi
 from f2pad_jax.maps import check_stems, check_units, list_maps
-from f2pad_jax.output import owned
+from f2pad_jax.output import owned, remove_files
 from f2pad_jax.picture_files import segment_files
 from f2pad_jax.picture_jobs import Job, segment_here
 from f2pad_jax.ray_work import PARQUET, segment_on_ray, write_parquet
@@ -63,6 +63,7 @@ def run_segment(arguments: argparse.Namespace) -> int:
     if arguments.maps is not None and arguments.grow:
         raise InputError("--grow does not go with --maps", hint="no map tells how the recovered picture would score")
     paths = list_images(arguments.pictures)
+    check_there(paths)
     roi = None if arguments.roi is None else read_roi(arguments.roi)
     maps = None if arguments.maps is None else list_maps(arguments.maps)
     if maps is not None:
@@ -92,6 +93,8 @@ def run_segment(arguments: argparse.Namespace) -> int:
         records = segment_files(job, paths, resume=arguments.resume, work=work, on_failure=complain)
         if arguments.ray:
             write_parquet(out / PARQUET, records)
+        else:
+            remove_files([out / PARQUET])  # of an earlier run
         write_settings(out, arguments)  # of a run that was refused nothing is left
     warn(doubts.of_records(records))
     return UNUSABLE if any(record["status"] == "failed" for record in records) else DONE

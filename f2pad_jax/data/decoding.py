@@ -82,9 +82,12 @@ def _tag(picture: Image.Image, number: int) -> int | None:
 
 
 def shape_of(path: Path) -> tuple[int, int] | None:
-    """Height and width as the header of a picture file says, before it is turned; None where it cannot be read."""
+    """Height and width as the header of a picture says, before it is turned; None where it cannot be read."""
     try:
-        with _WARNINGS, warnings.catch_warnings(action="ignore"), Image.open(split_page(path)[0]) as picture:
+        file, page = split_page(path)
+        with _WARNINGS, warnings.catch_warnings(action="ignore"), Image.open(file) as picture:
+            if page > 1:
+                picture.seek(page - 1)
             return picture.height, picture.width
     except Exception:  # reading it tells what is wrong with it
         return None

@@ -48,16 +48,28 @@ def list_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
+def check_there(paths: Sequence[Path]) -> None:
+    """Makes sure that one of the pictures at least is there, before work is begun for them.
+
+    Raises:
+      InputError: none is.
+    """
+    if not any(os.path.exists(split_page(path)[0]) for path in paths):
+        more = f", nor any of {len(paths) - 1} more" if len(paths) > 1 else ""
+        raise InputError(f"no such file{more}", where=paths[0], hint="check the name")
+
+
 def find_images(folder: Path) -> list[Path]:
     """The pictures of a folder and of all folders below it, sorted; hidden ones are passed over.
 
-    Pages of a TIFF are pictures, as for `list_images`.
+    Pages of a TIFF are pictures, as for `list_images`. Folders that are links are passed over: they may lead back.
 
     Warns:
-      InputWarning: some are links to files that are not there.
+      InputWarning: some are links to files that are not there, or folders are links.
     """
     every = sorted(folder.rglob("*"))
     _tell_of_lost(every, folder)
+    _tell_of_links(every, folder)
     return [page for path in every if _is_open(path, folder) for page in pages_of(path)]
 
 
@@ -100,6 +112,14 @@ def _tell_of_lost(paths: Iterable[Path], folder: Path) -> None:
     if lost:
         what = f"{lost[0].name} is a link to nothing" + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
         warnings.warn(InputWarning(what, where=folder, hint="fetch the files, or remove the links"), stacklevel=4)
+
+
+def _tell_of_links(paths: Iterable[Path], folder: Path) -> None:
+    """Warns of links to folders, which nobody looks into."""
+    linked = [path for path in paths if path.is_symlink() and path.is_dir() and not _is_hidden(path, folder)]
+    if linked:
+        what = f"folders that are links are passed over: {listed(linked)}"
+        warnings.warn(InputWarning(what, where=folder, hint="put the folders themselves there"), stacklevel=4)
 
 
 def _tell_of_others(pictures: Iterable[Path], folder: Path) -> None:
