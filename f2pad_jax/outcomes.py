@@ -55,7 +55,7 @@ def find_outcomes(model: Model, plans: Sequence[Plan], *, title: str | None = No
 def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
     """The mask of a solve, {a ≠ 0} at the β that is right for each piece of the region, cleaned, and what is left.
 
-    In solves from a fill, pixels with little `evidence` are left out: normal ones differ from a fill as well.
+    Below the highest level, pixels with little `evidence` are left out: normal ones differ from a fill as well.
 
     A solve that leaves nothing where the detector is certain has failed: then the mask is the detector's.
 
@@ -75,12 +75,11 @@ def read_off(model: Model, chosen: Plan, solution: Solution) -> Outcome:
         lasting = chosen.box.put(np.asarray(solution.lasting), np.zeros(model.shape, np.int32))
         level, residual = resize_mask(found.level, model.shape), found.residual
         mask = (level >= 0) & (lasting >= np.asarray(ends)[np.maximum(level, 0)])
+        values = evidence(sight.scores, sight.image, chosen.start.fill)
+        mask &= (level == len(ends) - 1) | (values > EVIDENT * values[chosen.region].max(initial=0))
     else:
         residual = left_in(model, chosen, normal)
         mask = np.linalg.norm(sight.image - normal, axis=-1) > model.procedure.smallest
-    if model.procedure.cleaning == "whole" and chosen.start.filled:
-        values = evidence(sight.scores, sight.image, chosen.start.fill)
-        mask &= values > EVIDENT * values[chosen.region].max(initial=0)
     mask = clean(mask, sight.scores, chosen.region, kind=model.procedure.cleaning)
     certain = model.threshold_in(sight.limits, share=CERTAIN)
     given_up = not mask.any() and model.procedure.cleaning == "whole" and bool(sight.scores.max() > certain)

@@ -151,7 +151,7 @@ def test_the_default_rule_of_masks_is_among_those_that_are_compared(tmp_path: Pa
     rules.solve(model, images, masks, "brick", tmp_path)
     kept = [rules.Kept(**np.load(path)) for path in sorted(tmp_path.glob("brick-*.npz"))]
     assert len(kept) == 3
-    name = f"gain {GAIN}, evidence {rules.EVIDENT}"
+    name = f"gain {GAIN}, evidence {rules.EVIDENT} below β0"
     expected = [iou(found.mask, truth) for found, truth in zip(segment(model, images), masks, strict=True)]
     assert max(expected) > 0
     np.testing.assert_allclose([rules.RULES[name](one) for one in kept], expected)

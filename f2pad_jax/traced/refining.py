@@ -211,13 +211,11 @@ def _solved(model: Model, sight: Sight, region: Array, start: Start) -> Outcome:
     if procedure.sparsity == "levels":
         mask, residual = lax.cond(
             start.filled,
-            lambda: _by_levels(model, sight, problem, solution, start.error),
+            lambda: _by_levels(model, sight, problem, solution, start),
             lambda: _by_scores(model, sight, problem, solution),
         )
     else:
         mask, residual = _by_scores(model, sight, problem, solution)
-    if procedure.cleaning == "whole":
-        mask &= ~start.filled | _evident(model, sight, region, start.fill)
     mask = opened(mask) if procedure.cleaning == "opening" else _whole(model, mask, sight.scores, region)
     if procedure.cleaning == "whole":  # a solve that leaves nothing where the detector is certain has failed
         failed = ~jnp.any(mask) & (jnp.max(sight.scores) > model.threshold_in(model.limits, share=CERTAIN))
@@ -243,7 +241,7 @@ def _sharing(model: Model, sight: Sight, start: Start) -> Sharing | None:
     return sharing.replace(weights=jnp.where(always | start.filled, sharing.weights, own))
 
 
-def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution, error: Array) -> tuple[Array, Array]:
+def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution, start: Start) -> tuple[Array, Array]:
     """`calibration.choose_levels` for every pixel of the region, and the mask and residual of these levels."""
     ends, factors = levels_of(problem.filled, model.settings)
     betas = (factors * model.settings.beta0)[:, None, None]
@@ -254,7 +252,7 @@ def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution,
     lasts = lax.map(lambda grid: highest(_smoothed(model, grid), numbers), left)
     peaks, usual = highest(_smoothed(model, sight.costs), numbers), model.limits.cost
     ratios = lasts / jnp.maximum(usual, UNEXPLAINED * peaks)
-    poor = jnp.where(jnp.isfinite(error), jnp.maximum(error / POOR, 1), 1)
+    poor = jnp.where(jnp.isfinite(start.error), jnp.maximum(start.error / POOR, 1), 1)
     affordable = jnp.clip(poor * GAIN * (peaks / usual) ** POWER, betas[0], betas[-1])
     errors = jnp.abs(jnp.log(betas / affordable))
     order = jnp.arange(len(betas))[:, None, None]
@@ -263,7 +261,8 @@ def _by_levels(model: Model, sight: Sight, problem: Problem, solution: Solution,
     level = jnp.where(last >= 0, last, jnp.argmin(jnp.where(allowed, ratios, jnp.inf), axis=0))
     residual = jnp.max(jnp.where(region, jnp.take_along_axis(ratios, level[None], axis=0)[0], 0.0))
     level = resize_mask(jnp.where(region, level, -1), model.shape)
-    return (level >= 0) & (solution.lasting >= ends[jnp.maximum(level, 0)]), residual
+    mask = (level >= 0) & (solution.lasting >= ends[jnp.maximum(level, 0)])
+    return mask & ((level == len(betas) - 1) | _evident(model, sight, problem.region, start.fill)), residual
 
 
 def _by_scores(model: Model, sight: Sight, problem: Problem, solution: Solution) -> tuple[Array, Array]:
