@@ -152,7 +152,7 @@ def compose(
         if found.max() <= (1 + WORTH) * gain:
             break
         mask, gain = tried[int(found.argmax())], float(found.max())
-    if gain <= enough:
+    if gain <= enough or not mask.any():  # nothing gains nothing, but for roundings
         return Composition(solved, normal, own)
     return Composition(mask, _composed(sight, fill, mask), gain)
 

@@ -32,7 +32,7 @@ from f2pad_jax.detectors.patchcore import PatchCore
 from f2pad_jax.errors import InputError
 from f2pad_jax.experiments.records import check_parts, digest_of, model_of, read_plan, write_record
 from f2pad_jax.model_file import VERSION, ModelFacts, _fields
-from f2pad_jax.picture_files import _whole_records
+from f2pad_jax.picture_files import _earlier_records, _has_files
 from f2pad_jax.procedure import Procedure
 from f2pad_jax.schemas import read_facts
 from f2pad_jax.weights.torch_file import read_checkpoint, read_torch
@@ -448,8 +448,8 @@ def records(random: Random) -> Verdict:
     text = dumps(spoil_json(random, good)) if random.random() < 0.7 else dumps(random.choice(VALUES))
     data = f"{dumps(good)}\n{text}\n".encode()
     (folder / "results.jsonl").write_bytes(spoil_bytes(random, data) if random.random() < 0.5 else data)
-    found = _whole_records(folder)
-    if not all((folder / str(record["mask"])).is_file() for record in found.values()):
+    found = [record for record in _earlier_records(folder)[0] if _has_files(record, folder)]
+    if not all((folder / str(record["mask"])).is_file() for record in found):
         raise WrongError("a record without its files")
     return "accepted" if found else "refused"
 
