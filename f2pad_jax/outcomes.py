@@ -122,9 +122,9 @@ def evidence(scores: np.ndarray, image: np.ndarray, fill: np.ndarray) -> np.ndar
       image: x, (H, W, 3) float32, ImageNet-normalised.
       fill: x with the region filled, likewise.
     """
-    apart = np.linalg.norm(image - fill, axis=-1)
-    apart = ndimage.gaussian_filter(apart, APART * scale_of(apart.shape, scores.shape))
-    return np.maximum(resize_map(scores, apart.shape), 0) * np.sqrt(apart)
+    shape = (image.shape[0], image.shape[1])
+    apart = ndimage.gaussian_filter(np.linalg.norm(image - fill, axis=-1), APART * scale_of(shape, scores.shape))
+    return np.maximum(resize_map(scores, shape), 0) * np.sqrt(apart)
 
 
 def refined_map(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
