@@ -39,7 +39,6 @@ RATES = {"real": 0.15, "pasted": 0.01}
 REAL, PASTED = (("grid", 41), ("pill", 40)), (("capsule", 12), ("metal_nut", 12), ("grid", 12))
 SETS = [(name, "real", count) for name, count in REAL] + [(name, "pasted", count) for name, count in PASTED]
 DETECTORS = ("padim", "patchcore")
-LEVELS = f2.Settings().levels
 
 
 class Kept(NamedTuple):
@@ -78,13 +77,11 @@ class Kept(NamedTuple):
         return iou(clean(mask & self.region, self.scores, self.region, kind="whole"), self.truth)
 
 
-def by_levels(
-    one: Kept, *, gain: float, share: float = 0.0, by_piece: bool = False, from_level: int | None = None
-) -> float:
-    """What differs at the level that a piece can pay for and, below `from_level`, has a share of the evidence."""
+def by_levels(one: Kept, *, gain: float, share: float = 0.0, by_piece: bool = False, spare: bool = False) -> float:
+    """What differs at the level that a piece can pay for, and has a share of the evidence or is at the highest."""
     level = one.level(gain)
-    exempt = level >= (len(one.ends) if from_level is None else from_level)
-    return one.cleaned(one.lasts(level) & (exempt | one.evident(share, by_piece=by_piece)))
+    spared = spare & (level == len(one.ends) - 1)
+    return one.cleaned(one.lasts(level) & (spared | one.evident(share, by_piece=by_piece)))
 
 
 def by_evidence(one: Kept, *, share: float) -> float:
@@ -102,12 +99,12 @@ RULES: dict[str, Callable[[Kept], float]] = {
     "levels, gain 0.2": partial(by_levels, gain=0.2),
     **{f"gain {g}, evidence {EVIDENT} everywhere": partial(by_levels, gain=g, share=EVIDENT) for g in (0.8, 0.4, 0.2)},
     **{
-        f"gain {g}, evidence {c} below β0": partial(by_levels, gain=g, share=c, from_level=LEVELS - 1)
+        f"gain {g}, evidence {c} below β0": partial(by_levels, gain=g, share=c, spare=True)
         for g in (0.8, 0.4, 0.2, 0.1)
         for c in (0.3, EVIDENT, 0.5)
     },
     f"gain 0.2, evidence {EVIDENT} of each piece, below β0": partial(
-        by_levels, gain=0.2, share=EVIDENT, by_piece=True, from_level=LEVELS - 1
+        by_levels, gain=0.2, share=EVIDENT, by_piece=True, spare=True
     ),
     **{f"evidence {c} alone": partial(by_evidence, share=c) for c in (0.3, EVIDENT, 0.5)},
     "the best level of each picture (an oracle)": by_oracle,
